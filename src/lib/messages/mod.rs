@@ -1,1 +1,23 @@
-//! To be written.
+//! What travels over Kafka: wire types, headers and signatures. Pure data; no I/O.
+//!
+//! Values are JSON, headers are CloudEvents 1.0 in binary mode plus `traceparent` and our own
+//! `ah_*`. Every value carries a schema version `v`; a reader accepts the versions before its own.
+//!
+//! Invariant: a type here serialises to what `topics/schemas/` documents.
+
+mod audit;
+mod command;
+mod dead_letter;
+mod event;
+mod record;
+mod signature;
+
+pub use audit::{AuditDecision, AuditRecord};
+pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
+pub use dead_letter::{DeadLetter, FailureClass};
+pub use event::{Event, EventBatch, EventId, EventType};
+pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
+pub use signature::{SignatureError, Signer};
+
+/// Version of the schema that this build writes.
+pub const SCHEMA_VERSION: u16 = 1;
