@@ -1,1 +1,176 @@
-//! To be written.
+//! Redis: the connection, and how scripts run on it.
+//!
+//! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
+//! script can touch them all, on a cluster too.
+
+mod script;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands, FromRedisValue, RedisError};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+
+use crate::config::Settings;
+use crate::ids::TenantId;
+
+pub use script::Script;
+
+/// Why Redis did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or did not answer in time. Whether it did what was asked is unknown.
+    #[error("redis is not available: {0}")]
+    Unavailable(RedisError),
+    /// It answered with an error, or with something unexpected.
+    #[error("redis: {0}")]
+    Failed(String),
+}
+
+impl From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        let away = error.is_io_error()
+            || error.is_timeout()
+            || error.is_connection_refusal()
+            || error.is_connection_dropped()
+            || error.is_cluster_error()
+            || matches!(
+                error.code(),
+                Some("LOADING" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN")
+            );
+        if away {
+            Self::Unavailable(error)
+        } else {
+            Self::Failed(error.to_string())
+        }
+    }
+}
+
+/// A shared, pipelined connection that restores itself.
+#[derive(Clone)]
+pub struct Redis {
+    connection: ConnectionManager,
+    prefix: Arc<str>,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// A connection that is made when it is first needed, and made again when it breaks. Each
+    /// command ends within `timeout`, whatever Redis does.
+    pub fn connect(settings: &Settings, timeout: Duration) -> Result<Self, StoreError> {
+        let client = redis::Client::open(settings.redis_url.expose_secret())?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout))
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(500));
+        let connection = ConnectionManager::new_lazy_with_config(client, config)?;
+        Ok(Self {
+            connection,
+            prefix: prefix(&settings.namespace).into(),
+        })
+    }
+
+    /// What every key begins with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The base key of a tenant, hash tag included.
+    pub fn base(&self, tenant: &TenantId) -> String {
+        base_key(&self.prefix, tenant)
+    }
+
+    /// A connection for plain commands.
+    pub fn connection(&self) -> ConnectionManager {
+        self.connection.clone()
+    }
+
+    /// Runs a script for a tenant. `settings` is the JSON text of what the scripts need to know of the
+    /// installation.
+    pub async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        tenant: &TenantId,
+        args: &impl Serialize,
+        settings: &str,
+    ) -> Result<T, StoreError> {
+        let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
+        let mut connection = self.connection.clone();
+        let answer = script
+            .prepared()
+            .key(self.base(tenant))
+            .arg(args)
+            .arg(settings)
+            .invoke_async(&mut connection)
+            .await?;
+        Ok(answer)
+    }
+
+    /// Whether Redis answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        Ok(self.connection.clone().ping::<()>().await?)
+    }
+
+    /// Refuses a Redis that may lose what it has acknowledged: without AOF, or with an eviction
+    /// policy that drops keys.
+    pub async fn check_durability(&self) -> Result<(), StoreError> {
+        let mut connection = self.connection.clone();
+        let get = |name: &str| redis::cmd("CONFIG").arg("GET").arg(name).to_owned();
+        let aof: Vec<String> = get("appendonly").query_async(&mut connection).await?;
+        let policy: Vec<String> = get("maxmemory-policy").query_async(&mut connection).await?;
+        let value = |answer: &[String]| answer.get(1).cloned().unwrap_or_default();
+        if value(&aof) != "yes" {
+            return Err(StoreError::Failed("appendonly must be yes".to_owned()));
+        }
+        if value(&policy) != "noeviction" {
+            return Err(StoreError::Failed(
+                "maxmemory-policy must be noeviction".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The tenants that have, or had, keys.
+    pub async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        let key = format!("{}:tenants", self.prefix);
+        let names: Vec<String> = self.connection.clone().smembers(key).await?;
+        Ok(names
+            .into_iter()
+            .filter_map(|name| name.parse().ok())
+            .collect())
+    }
+
+    /// Makes the tenant known to the sweepers.
+    pub async fn add_tenant(&self, tenant: &TenantId) -> Result<(), StoreError> {
+        let key = format!("{}:tenants", self.prefix);
+        Ok(self
+            .connection
+            .clone()
+            .sadd::<_, _, ()>(key, tenant.as_str())
+            .await?)
+    }
+}
+
+/// What every key of an installation begins with.
+pub fn prefix(namespace: &str) -> String {
+    if namespace.is_empty() {
+        "ah".to_owned()
+    } else {
+        format!("ah:{namespace}")
+    }
+}
+
+/// The base key of a tenant, hash tag included.
+pub fn base_key(prefix: &str, tenant: &TenantId) -> String {
+    format!("{prefix}:{{{tenant}}}")
+}

@@ -1,0 +1,103 @@
+-- A worker takes up a run. Grants a lease to `owner` when the run may start, and with it makes the
+-- worker's first step, so that acquiring and reserving are one transition.
+--
+-- A: run, session, owner, lease_ms, stage, max_deliveries, not_after, spec (JSON text), plan?,
+--    kind, created, deadline, parallel, traceparent?, begin = { set, events }
+-- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …
+-- outcomes: acquired, resumed, poisoned | waiting, busy, parked, stale, ended, expired
+
+local function reply(outcome, R)
+  local fields = {}
+  if R then
+    for name, value in pairs(R.f) do
+      if string.sub(name, 1, 2) ~= 'o:' then
+        fields[#fields + 1] = name
+        fields[#fields + 1] = value
+      end
+    end
+  end
+  local session_key = R and redis.call('HGET', key('ses', R.f.session), 'key') or false
+  return { outcome, fields, session_key or '', pending }
+end
+
+-- What an earlier owner left behind is produced before anything new; consumers know it by its id.
+local function left_in_outbox(R)
+  for name, entry in pairs(R.f) do
+    if string.sub(name, 1, 2) == 'o:' then
+      pending[#pending + 1] = { R.id, string.sub(name, 3), entry }
+    end
+  end
+  table.sort(pending, function(a, b) return tonumber(a[2]) < tonumber(b[2]) end)
+end
+
+local R = load_whole_run(A.run)
+if not R then
+  -- Redis has lost the run, or never had it: the command is all there is.
+  if now > A.not_after or redis.call('EXISTS', key('ses', A.session)) == 0 then
+    return reply('expired')
+  end
+  R = add_run(A, A.created)
+end
+
+if is_terminal(R) then
+  return reply('ended', R)
+end
+if R.f.stage ~= A.stage then
+  return reply('stale', R)
+end
+if R.f.owner and num(R, 'lease') > now and R.f.owner ~= A.owner then
+  return reply('busy', R)
+end
+if num(R, 'deadline') <= now then
+  end_run(R, 'timed_out', failure('timed_out', 'the run did not end within its timeout'))
+  return reply('ended', R)
+end
+if R.f.cancel then
+  end_run(R, 'cancelled', '{}')
+  return reply('ended', R)
+end
+if R.f.wake_at and num(R, 'wake_at') > now then
+  return reply('parked', R)
+end
+if not R.f.parallel and redis.call('LINDEX', key('ord', R.f.session), 0) ~= R.id then
+  set(R, 'parked', 'session')
+  save(R)
+  return reply('waiting', R)
+end
+if redis.call('SISMEMBER', B .. ':live', R.id) == 0 then
+  if redis.call('SCARD', B .. ':live') >= max_live() then
+    redis.call('ZADD', B .. ':wait', R.f.created, R.id)
+    set(R, 'parked', 'tenant')
+    save(R)
+    return reply('waiting', R)
+  end
+  redis.call('SADD', B .. ':live', R.id)
+end
+
+unset(R, 'parked')
+unset(R, 'wake_at')
+set(R, 'owner', A.owner)
+set(R, 'lease', now + A.lease_ms)
+set(R, 'deliveries', num(R, 'deliveries') + 1)
+if num(R, 'deliveries') > A.max_deliveries then
+  save(R)
+  return reply('poisoned', R)
+end
+local outcome = 'resumed'
+if R.f.begun == A.stage then
+  left_in_outbox(R)
+else
+  -- Here the outbox holds only what the stage before is producing at this moment.
+  outcome = 'acquired'
+  set(R, 'begun', A.stage)
+  if not R.f.started then
+    set(R, 'started', now)
+  end
+  set(R, 'status', A.stage == 'plan' and 'planning' or 'executing')
+  for name, value in pairs(A.begin.set) do
+    set(R, name, value)
+  end
+  emit(R, A.begin.events)
+end
+save(R)
+return reply(outcome, R)

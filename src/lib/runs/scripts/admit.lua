@@ -1,0 +1,45 @@
+-- Admits a request that starts a run: key, limits, idempotency, session, order, the run, its outbox
+-- and its timer in one round trip.
+--
+-- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text),
+--    deadline, parallel, reject, traceparent?, plan?, queued (JSON text of run.queued's data),
+--    queued_state?, audit (JSON text)
+-- Returns { outcome, … }:
+--   refused, code, rule, limit rows | replay, limit rows, run id | admitted, limit rows, outbox, role
+
+local refusal, found = gate()
+if refusal then
+  return refusal
+end
+
+local claim = A.idempotency and key('idem', A.idempotency.key)
+if claim then
+  local stored = redis.call('HMGET', claim, 'fingerprint', 'run')
+  if stored[1] then
+    if stored[1] ~= A.idempotency.fingerprint then
+      return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows }
+    end
+    return { 'replay', found.rows, stored[2] }
+  end
+end
+
+local ses = key('ses', A.session)
+local session = redis.call('HMGET', ses, 'gen', 'ttl_ms')
+if not session[1] then
+  return { 'refused', 'not_found', 'session', found.rows }
+end
+if A.reject and redis.call('LLEN', key('ord', A.session)) > 0 then
+  return { 'refused', 'session_busy', 'on_conflict', found.rows }
+end
+
+if claim then
+  redis.call('HSET', claim, 'fingerprint', A.idempotency.fingerprint, 'run', A.run)
+  redis.call('PEXPIRE', claim, A.idempotency.ttl_ms)
+end
+local R = add_run(A, now)
+-- The command first: it is what the run waits for.
+command(R)
+emit(R, { { type = 'run.queued', data = A.queued, state = A.queued_state } })
+put(R, 'audit.logs', A.tenant, R.id .. '/audit', 'agenthub.audit', nil, A.audit)
+save(R)
+return { 'admitted', found.rows, pending, found.role }

@@ -1,0 +1,28 @@
+-- A client cancels a run: at once when no worker has it, else through its worker's next renewal.
+--
+-- A: gate, run, mode = 'graceful' | 'force', audit (JSON text), tenant, audit_id
+-- Returns { refused, code, rule, limit rows } | { outcome, limit rows, status, outbox };
+-- outcomes: cancelled, cancelling, ended
+
+local refusal, found = gate()
+if refusal then
+  return refusal
+end
+local R = load_run(A.run)
+if not R then
+  return { 'refused', 'not_found', 'run', found.rows }
+end
+if is_terminal(R) then
+  return { 'ended', found.rows, R.f.status, pending }
+end
+put(R, 'audit.logs', A.tenant, A.audit_id, 'agenthub.audit', nil, A.audit)
+if R.f.owner and num(R, 'lease') > now then
+  if R.f.cancel ~= 'force' then
+    set(R, 'cancel', A.mode)
+  end
+  set(R, 'status', 'cancelling')
+  save(R)
+  return { 'cancelling', found.rows, 'cancelling', pending }
+end
+end_run(R, 'cancelled', '{}')
+return { 'cancelled', found.rows, 'cancelled', pending }

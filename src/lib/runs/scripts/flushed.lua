@@ -1,0 +1,12 @@
+-- Outbox entries whose records were acknowledged are removed, for several runs at once.
+--
+-- A: runs = { { run, { n, … } }, … }
+
+for _, pair in ipairs(A.runs) do
+  local R = load_run(pair[1])
+  if R then
+    acknowledge(R, pair[2])
+    save(R)
+  end
+end
+return #A.runs

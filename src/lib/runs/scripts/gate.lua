@@ -1,0 +1,115 @@
+-- The gate: key status, role and rate limits, checked inside the script that acts on the request, so
+-- that governing a request costs no round trip of its own. A refusal changes nothing.
+--
+-- A.gate: key_id, secret_hash, roles (who may), cost (0: look only),
+--         key_rules, tenant_rules = { { limit, window_ms }, … } as defaults
+--
+--   key:<id>  hash    the API key
+--   tenant    hash    limits of the tenant
+--   rl:<who>:<window> string  a ring of `limit` timestamps (8 bytes each) behind a header of four
+--             numbers: accepted so far, first of them inside the window, its time, when the key expires
+
+-- One sliding window. Returns whether it accepts, how many more it would, and the milliseconds until
+-- one place is free; `write` (a closure) puts the new timestamp in.
+local function window(name, limit, span)
+  local full = name .. ':' .. int(span)
+  local count, tail, tail_at, expires = 0, 0, 0, 0
+  local head = redis.call('GETRANGE', full, 0, 31)
+  if #head == 32 then
+    count, tail, tail_at, expires = struct.unpack('>dddd', head)
+  end
+  local at = math.max(now, A.gate.not_before or 0)
+  local from = at - span
+  local ring = function(i) return 32 + (i % limit) * 8 end
+  if count - tail > limit then
+    tail = count - limit -- the limit was lowered
+    tail_at = 0
+  end
+  while tail < count and tail_at <= from do
+    -- Entries leave the window in order; each is passed over once.
+    if tail_at > 0 then
+      tail = tail + 1
+    end
+    if tail < count then
+      local bytes = redis.call('GETRANGE', full, ring(tail), ring(tail) + 7)
+      tail_at = #bytes == 8 and struct.unpack('>d', bytes) or 1
+    end
+  end
+  local free = limit - (count - tail)
+  local write = function()
+    redis.call('SETRANGE', full, ring(count), struct.pack('>d', at))
+    if tail == count then
+      tail_at = at
+    end
+    local renew = expires < at + span
+    if renew then
+      expires = at + 2 * span
+    end
+    redis.call('SETRANGE', full, 0, struct.pack('>dddd', count + 1, tail, tail_at, expires))
+    if renew then
+      redis.call('PEXPIRE', full, int(2 * span))
+    end
+  end
+  local reset = free > 0 and span or (tail_at + span - at)
+  if tail < count then
+    reset = tail_at + span - at
+  end
+  return free > 0, free, reset, write
+end
+
+-- Returns nil and what was found, or a refusal { 'refused', code, rule, limit rows }.
+-- Limit rows are { rule, limit, window, remaining, reset in ms }, in the order of checking.
+local function gate()
+  local g = A.gate
+  local name = key('key', g.key_id)
+  local k = redis.call('HMGET', name, 'hash', 'status', 'role', 'expires', 'old_hash', 'old_until', 'limits',
+    'used', 'tools', 'models')
+  local valid = k[1] and k[2] == 'active'
+    and (k[1] == g.secret_hash or (k[5] == g.secret_hash and tonumber(k[6] or 0) > now))
+    and (not k[4] or k[4] == '' or tonumber(k[4]) > now)
+  if not valid then
+    return { 'refused', 'unauthenticated', 'api_key', {} }
+  end
+  local found = { role = k[3], tools = k[9] or '', models = k[10] or '', rows = {} }
+  local permitted = false
+  for _, role in ipairs(g.roles) do
+    permitted = permitted or role == k[3]
+  end
+  if not permitted then
+    return { 'refused', 'forbidden', 'role', {} }
+  end
+  if g.cost == 0 then
+    return nil, found
+  end
+  local rules = {}
+  local key_rules = (k[7] and k[7] ~= '') and cjson.decode(k[7]) or nil
+  local tenant_rules
+  local custom = redis.call('HMGET', B .. ':tenant', 'per_key', 'per_tenant')
+  key_rules = key_rules or (custom[1] and cjson.decode(custom[1])) or g.key_rules
+  tenant_rules = (custom[2] and cjson.decode(custom[2])) or g.tenant_rules
+  for _, rule in ipairs(key_rules) do
+    rules[#rules + 1] = { 'key', key('rl', 'key.' .. g.key_id), rule.limit, rule.window_ms }
+  end
+  for _, rule in ipairs(tenant_rules) do
+    rules[#rules + 1] = { 'tenant', B .. ':rl:tenant', rule.limit, rule.window_ms }
+  end
+  local writes, refused = {}, nil
+  for i, rule in ipairs(rules) do
+    local accepts, free, reset, write = window(rule[2], rule[3], rule[4])
+    writes[i] = write
+    found.rows[i] = { rule[1], rule[3], rule[4], accepts and free - 1 or 0, math.ceil(reset) }
+    if not accepts and (not refused or reset > refused.reset) then
+      refused = { rule = rule[1] .. '_rate_limit', reset = reset }
+    end
+  end
+  if refused then
+    return { 'refused', 'rate_limited', refused.rule, found.rows }
+  end
+  for _, write in ipairs(writes) do
+    write()
+  end
+  if tonumber(k[8] or 0) < now - 60000 then
+    redis.call('HSET', name, 'used', int(now))
+  end
+  return nil, found
+end

@@ -1,0 +1,322 @@
+-- The ledger of live runs: what the transition scripts share.
+--
+-- KEYS[1] is the tenant's base key, `<prefix>:{<tenant>}`. Every key is made from it, so that all of
+-- a tenant's keys share one slot and each script is one atomic transition, on a cluster too.
+-- ARGV[1] is the transition's arguments and ARGV[2] the installation's settings, both JSON.
+--
+--   run:<run>     hash    the run; `s:<step>` and `m:<call>` are its journal, `o:<n>` its outbox
+--   ses:<session> hash    the session; `seq` numbers its events
+--   ev:<session>  stream  the session's event history; entry ids are event ids
+--   sessions      zset    the tenant's sessions; all scores are 0, ids sort by creation time
+--   ord:<session> list    the session's runs in the order in which they may start
+--   timers        zset    run -> milliseconds at which the sweeper must look at it; one per live run
+--   live          set     runs that hold one of the tenant's slots
+--   wait          zset    runs that wait for a slot, by admission time
+--   runs, sruns:<session>  zsets of runs, likewise
+--   ch:<session>  channel the session's events as they happen
+
+local B = KEYS[1]
+local A = cjson.decode(ARGV[1])
+local C = cjson.decode(ARGV[2])
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local TERMINAL = { succeeded = true, failed = true, cancelled = true, timed_out = true }
+
+-- Outbox entries made by this script, returned to the caller, which produces them.
+local pending = {}
+
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local function key(kind, id)
+  return B .. ':' .. kind .. ':' .. id
+end
+
+-- The fields that decide; journal and outbox, which may be large, are left out.
+local CONTROL = {
+  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
+  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+}
+
+local function load_run(id)
+  local values = redis.call('HMGET', key('run', id), unpack(CONTROL))
+  if not values[1] then
+    return nil
+  end
+  local f = {}
+  for i, name in ipairs(CONTROL) do
+    f[name] = values[i] or nil
+  end
+  return { id = id, f = f, dirty = {}, gone = {} }
+end
+
+local function load_whole_run(id)
+  local flat = redis.call('HGETALL', key('run', id))
+  if #flat == 0 then
+    return nil
+  end
+  local f = {}
+  for i = 1, #flat, 2 do
+    f[flat[i]] = flat[i + 1]
+  end
+  return { id = id, f = f, dirty = {}, gone = {} }
+end
+
+local function num(R, name)
+  return tonumber(R.f[name] or 0)
+end
+
+local function set(R, name, value)
+  if type(value) == 'number' then
+    value = int(value)
+  end
+  R.f[name] = value
+  R.dirty[name] = value
+  R.gone[name] = nil
+end
+
+local function unset(R, name)
+  if R.f[name] then
+    R.f[name] = nil
+    R.dirty[name] = nil
+    R.gone[name] = true
+  end
+end
+
+local function is_terminal(R)
+  return TERMINAL[R.f.status] == true
+end
+
+-- Appends a record to the run's outbox. `value` is JSON text.
+local function put(R, topic, record_key, id, kind, not_after, value)
+  local n = num(R, 'outbox_next') + 1
+  set(R, 'outbox_next', n)
+  set(R, 'outbox_len', num(R, 'outbox_len') + 1)
+  local entry = '{"topic":"' .. topic .. '","key":"' .. record_key .. '","id":"' .. id .. '","type":"' .. kind .. '"'
+  if not_after then
+    entry = entry .. ',"not_after":' .. int(not_after)
+  end
+  if R.f.traceparent then
+    entry = entry .. ',"traceparent":"' .. R.f.traceparent .. '"'
+  end
+  entry = entry .. ',"value":' .. value .. '}'
+  set(R, 'o:' .. int(n), entry)
+  if not R.f.outbox_due then
+    set(R, 'outbox_due', now + C.outbox_retry_ms)
+  end
+  pending[#pending + 1] = { R.id, int(n), entry }
+end
+
+-- Numbers the events, appends them to the session's history, publishes them, and puts them into the
+-- outbox as one record. Each is { type, data, step, attempt, state }; `data` is JSON text.
+local function emit(R, events)
+  local count = #events
+  if count == 0 then
+    return
+  end
+  local session = R.f.session
+  local generation = redis.call('HGET', key('ses', session), 'gen')
+  if not generation then
+    return -- the session was erased, and its history with it
+  end
+  local seq = redis.call('HINCRBY', key('ses', session), 'seq', count) - count
+  local first = generation .. '-' .. int(seq + 1)
+  local told, kept = {}, {}
+  for i, event in ipairs(events) do
+    local id = generation .. '-' .. int(seq + i)
+    local text = '{"id":"' .. id .. '"'
+    if seq + i > 1 then
+      text = text .. ',"prev":"' .. generation .. '-' .. int(seq + i - 1) .. '"'
+    end
+    text = text .. ',"type":"' .. event.type .. '","session_id":"' .. session .. '","run_id":"' .. R.id .. '"'
+    if event.step then
+      text = text .. ',"step_id":"' .. event.step .. '"'
+    end
+    if event.attempt then
+      text = text .. ',"attempt":' .. int(event.attempt)
+    end
+    text = text .. ',"ts":' .. int(now) .. ',"data":' .. event.data
+    redis.call('XADD', key('ev', session), 'MAXLEN', '~', C.history, id, 'e', text .. '}')
+    told[i] = text .. '}'
+    kept[i] = text .. (event.state and (',"state":"' .. event.state .. '"}') or '}')
+  end
+  redis.call('SPUBLISH', key('ch', session), '[' .. table.concat(told, ',') .. ']')
+  put(R, 'agent.events', session, R.id .. '/events/' .. first, 'agenthub.events', nil,
+    '{"v":1,"events":[' .. table.concat(kept, ',') .. ']}')
+end
+
+-- A session does not expire while a run of it is live; afterwards its time begins anew.
+local function keep_session(session)
+  redis.call('PERSIST', key('ses', session))
+  redis.call('PERSIST', key('ev', session))
+  redis.call('PERSIST', key('sruns', session))
+end
+
+local function age_session(session, ttl_ms)
+  redis.call('PEXPIRE', key('ses', session), ttl_ms)
+  redis.call('PEXPIRE', key('ev', session), ttl_ms)
+  redis.call('PEXPIRE', key('sruns', session), ttl_ms)
+end
+
+-- Adds a run to the ledger: the run itself, its place in the session's order, and the lists.
+local function add_run(a, created)
+  local R = { id = a.run, f = {}, dirty = {}, gone = {} }
+  set(R, 'status', 'queued')
+  set(R, 'session', a.session)
+  set(R, 'stage', a.stage)
+  set(R, 'kind', a.kind)
+  set(R, 'spec', a.spec)
+  set(R, 'created', created)
+  set(R, 'deadline', a.deadline)
+  if a.parallel then set(R, 'parallel', '1') end
+  if a.plan then set(R, 'plan', a.plan) end
+  if a.traceparent then set(R, 'traceparent', a.traceparent) end
+  redis.call('ZADD', B .. ':runs', 0, R.id) -- ids sort by creation time
+  redis.call('ZADD', key('sruns', a.session), 0, R.id)
+  if not a.parallel then
+    redis.call('RPUSH', key('ord', a.session), R.id)
+  end
+  if redis.call('HINCRBY', key('ses', a.session), 'live', 1) == 1 then
+    keep_session(a.session)
+  end
+  return R
+end
+
+-- Puts the command of the run's stage into its outbox: the first one, or again after a wait.
+local function command(R)
+  local name = key('run', R.id)
+  local spec = R.f.spec or redis.call('HGET', name, 'spec')
+  local value = '{"v":1,"kind":"' .. R.f.stage .. '","wake":' .. (R.f.wake or '0') .. ',"spec":' .. spec
+  if R.f.stage == 'execute' then
+    local plan = R.f.plan or redis.call('HGET', name, 'plan')
+    if plan then
+      value = value .. ',"plan":"' .. plan .. '"'
+    end
+  end
+  put(R, R.f.stage .. '.commands', R.id, R.id .. '/' .. R.f.stage .. '/' .. (R.f.wake or '0'),
+    'agenthub.command.' .. R.f.stage, num(R, 'deadline'), value .. '}')
+end
+
+local function wake(R)
+  set(R, 'wake', num(R, 'wake') + 1)
+  unset(R, 'wake_at')
+  unset(R, 'parked')
+  command(R)
+end
+
+-- Writes what changed, and sets the run's one timer to the earliest time at which anything is due.
+local function save(R)
+  local name = key('run', R.id)
+  local fields = {}
+  for field in pairs(R.gone) do
+    fields[#fields + 1] = field
+  end
+  if #fields > 0 then
+    redis.call('HDEL', name, unpack(fields))
+  end
+  fields = {}
+  for field, value in pairs(R.dirty) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  if #fields > 0 then
+    redis.call('HSET', name, unpack(fields))
+  end
+  R.dirty, R.gone = {}, {}
+  local due
+  if not is_terminal(R) then
+    due = num(R, 'deadline')
+    if R.f.owner then
+      due = math.min(due, num(R, 'lease'))
+    end
+    if R.f.wake_at then
+      due = math.min(due, num(R, 'wake_at'))
+    end
+  end
+  if R.f.outbox_due then
+    due = math.min(due or math.huge, num(R, 'outbox_due'))
+  end
+  if due then
+    redis.call('ZADD', B .. ':timers', int(due), R.id)
+  else
+    redis.call('ZREM', B .. ':timers', R.id)
+  end
+end
+
+-- Removes outbox entries whose records Kafka has acknowledged.
+local function acknowledge(R, numbers)
+  if #numbers == 0 then
+    return
+  end
+  local fields = {}
+  for i, n in ipairs(numbers) do
+    fields[i] = 'o:' .. int(n)
+  end
+  local removed = redis.call('HDEL', key('run', R.id), unpack(fields))
+  set(R, 'outbox_len', math.max(0, num(R, 'outbox_len') - removed))
+  if num(R, 'outbox_len') == 0 then
+    unset(R, 'outbox_due')
+  end
+end
+
+local function max_live()
+  return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs') or C.max_live_runs)
+end
+
+-- Wakes the runs that may start because one ended.
+local function start_next(session)
+  local head = redis.call('LINDEX', key('ord', session), 0)
+  if head then
+    local R = load_run(head)
+    if R and R.f.parked == 'session' then
+      wake(R)
+      save(R)
+    end
+  end
+  if redis.call('SCARD', B .. ':live') < max_live() then
+    local waiting = redis.call('ZPOPMIN', B .. ':wait')
+    if waiting[1] then
+      local R = load_run(waiting[1])
+      if R and R.f.parked == 'tenant' then
+        wake(R)
+        save(R)
+      end
+    end
+  end
+end
+
+-- Ends the run: its one terminal event, the release of its places, and the wake-up of the next.
+-- `data` is the event's JSON text, `event_state` what a rebuild needs beside it.
+local function end_run(R, status, data, event_state)
+  set(R, 'status', status)
+  set(R, 'ended', now)
+  unset(R, 'owner')
+  unset(R, 'lease')
+  unset(R, 'wake_at')
+  unset(R, 'cancel')
+  unset(R, 'parked')
+  local session = R.f.session
+  emit(R, { { type = 'run.' .. status, data = data, state = event_state } })
+  redis.call('SREM', B .. ':live', R.id)
+  redis.call('ZREM', B .. ':wait', R.id)
+  redis.call('LREM', key('ord', session), 1, R.id)
+  save(R)
+  redis.call('PEXPIRE', key('run', R.id), C.run_retention_ms)
+  local live = redis.call('HINCRBY', key('ses', session), 'live', -1)
+  if live <= 0 then
+    local ttl = redis.call('HGET', key('ses', session), 'ttl_ms')
+    if ttl then
+      age_session(session, ttl)
+    else
+      redis.call('DEL', key('ses', session)) -- it was erased; HINCRBY made an empty one
+    end
+  end
+  start_next(session)
+end
+
+local function failure(code, message)
+  return cjson.encode({ code = code, message = message })
+end

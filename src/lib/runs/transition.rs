@@ -1,0 +1,367 @@
+//! The transitions that workers make.
+
+use std::collections::BTreeMap;
+
+use redis::Value;
+use serde::Serialize;
+
+use super::record::parse_cancel;
+use super::reply::{Reply, unexpected};
+use super::{CancelMode, Fields, OutboxEntry, RunStatus, Runs, scripts};
+use crate::ids::{RunId, SessionId, TenantId};
+use crate::messages::{CommandKind, EventType, RunKind, Topic};
+use crate::privacy::Sealed;
+use crate::store::StoreError;
+
+/// A worker takes up a run.
+#[derive(Debug, Serialize)]
+pub struct Acquire<'a> {
+    /// The run.
+    pub run: &'a RunId,
+    /// Its session.
+    pub session: &'a SessionId,
+    /// Random name of this ownership; compared by equality.
+    pub owner: &'a str,
+    /// Milliseconds that the run is owned without renewal.
+    pub lease_ms: u64,
+    /// Which worker this is.
+    pub stage: CommandKind,
+    /// Times that it may be taken up without progress.
+    pub max_deliveries: u32,
+    /// Milliseconds since the epoch after which a lost run is not recreated.
+    pub not_after: u64,
+    /// JSON text of the run's specification, to recreate a lost run.
+    pub spec: &'a str,
+    /// The run's plan, to recreate a lost run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<&'a Sealed>,
+    /// What the run does.
+    pub kind: RunKind,
+    /// Milliseconds since the epoch at its admission.
+    pub created: u64,
+    /// Milliseconds since the epoch at which it times out.
+    pub deadline: u64,
+    /// Whether it waits for no other run of its session.
+    pub parallel: bool,
+    /// Trace context of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<&'a str>,
+    /// What the worker does first, when it is the first to take up this stage.
+    pub begin: Begin,
+}
+
+/// What a stage begins with.
+#[derive(Debug, Default, Serialize)]
+pub struct Begin {
+    /// Fields to set.
+    pub set: BTreeMap<String, String>,
+    /// Events to tell.
+    pub events: Vec<NewEvent>,
+}
+
+/// An event to be told.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewEvent {
+    /// What happened.
+    #[serde(rename = "type")]
+    pub event_type: EventType,
+    /// JSON text of what is told, masked.
+    pub data: String,
+    /// The step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Which attempt of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// What a rebuild needs of what masking hides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<Sealed>,
+}
+
+/// Whether a worker has a run now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has, and the stage has begun with it.
+    Acquired,
+    /// It has; another worker began the stage.
+    Resumed,
+    /// It has, and must not carry the run out: it was taken up too often without progress.
+    Poisoned,
+    /// The run waits for its place; the run before it will wake it.
+    Waiting,
+    /// Another worker has it.
+    Busy,
+    /// Its time has not come.
+    Parked,
+    /// The run is past this stage.
+    Stale,
+    /// The run is terminal.
+    Ended,
+    /// The run is gone, and its command too old to recreate it.
+    Expired,
+}
+
+/// The answer to [`Acquire`].
+#[derive(Debug)]
+pub struct Acquired {
+    /// Whether the worker has the run.
+    pub outcome: Outcome,
+    /// The run.
+    pub fields: Fields,
+    /// The wrapped data key of its session.
+    pub session_key: Option<String>,
+    /// What is to be produced.
+    pub outbox: Vec<OutboxEntry>,
+}
+
+/// The owner records what it did and says what it does next.
+#[derive(Debug, Serialize)]
+pub struct Transition<'a> {
+    /// The run.
+    pub run: &'a RunId,
+    /// The name under which it was acquired.
+    pub owner: &'a str,
+    /// Outbox entries that Kafka has acknowledged since the last transition.
+    pub acked: Vec<u64>,
+    /// Fields to set.
+    pub set: BTreeMap<String, String>,
+    /// Fields to remove.
+    pub unset: Vec<String>,
+    /// Events to tell.
+    pub events: Vec<NewEvent>,
+    /// Records for the outbox besides the events.
+    pub records: Vec<NewRecord>,
+    /// What was spent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageDelta>,
+    /// Where the run goes; it stays with its owner when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+}
+
+impl<'a> Transition<'a> {
+    /// A transition that changes nothing yet.
+    pub fn new(run: &'a RunId, owner: &'a str) -> Self {
+        Self {
+            run,
+            owner,
+            acked: Vec::new(),
+            set: BTreeMap::new(),
+            unset: Vec::new(),
+            events: Vec::new(),
+            records: Vec::new(),
+            usage: None,
+            next: None,
+        }
+    }
+}
+
+/// A record for the outbox.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewRecord {
+    /// Where it goes.
+    pub topic: Topic,
+    /// Its key.
+    pub key: String,
+    /// Its `ce_id`.
+    pub id: String,
+    /// Its `ce_type`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// JSON text.
+    pub value: String,
+}
+
+/// What was spent, added to the run's and the session's totals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct UsageDelta {
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+    /// Millionths of a US dollar.
+    pub cost_micro_usd: u64,
+}
+
+/// Where a run goes.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "to", rename_all = "snake_case")]
+pub enum Next {
+    /// To the executor.
+    Execute {
+        /// Its plan.
+        plan: Sealed,
+    },
+    /// Aside, until a time.
+    Park {
+        /// Milliseconds since the epoch.
+        wake_at: u64,
+    },
+    /// To its end.
+    End {
+        /// A terminal state.
+        status: RunStatus,
+        /// JSON text of the terminal event's data, masked.
+        data: String,
+        /// What a rebuild needs of what masking hides.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        state: Option<Sealed>,
+    },
+}
+
+/// The answer to a [`Transition`].
+#[derive(Debug)]
+pub enum Recorded {
+    /// It was recorded.
+    Done {
+        /// Whether and how a client asked for the run's end.
+        cancel: Option<CancelMode>,
+        /// What is to be produced.
+        outbox: Vec<OutboxEntry>,
+    },
+    /// The run is no longer this owner's, or has ended: only what was spent was recorded.
+    Discarded {
+        /// What is to be produced.
+        outbox: Vec<OutboxEntry>,
+    },
+}
+
+/// What a worker learns when it renews a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The run is still its own.
+    Owned,
+    /// It is, and a client asked for its end.
+    Cancel(CancelMode),
+    /// The run is no longer its own.
+    Lost,
+}
+
+/// What a sweep did.
+#[derive(Debug)]
+pub struct Sweep {
+    /// What is to be produced.
+    pub outbox: Vec<OutboxEntry>,
+    /// `(action, run)`: `timed_out`, `lease_expired`, `woken`, `reproduced`.
+    pub actions: Vec<(String, String)>,
+}
+
+impl Runs {
+    /// Takes up a run for a worker.
+    pub async fn acquire(
+        &self,
+        tenant: &TenantId,
+        acquire: &Acquire<'_>,
+    ) -> Result<Acquired, StoreError> {
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::ACQUIRE, tenant, acquire, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outcome: String = reply.next()?;
+        let outcome = match outcome.as_str() {
+            "acquired" => Outcome::Acquired,
+            "resumed" => Outcome::Resumed,
+            "poisoned" => Outcome::Poisoned,
+            "waiting" => Outcome::Waiting,
+            "busy" => Outcome::Busy,
+            "parked" => Outcome::Parked,
+            "stale" => Outcome::Stale,
+            "ended" => Outcome::Ended,
+            "expired" => Outcome::Expired,
+            other => return Err(unexpected("acquire", other)),
+        };
+        let fields = Fields::from_flat(reply.next()?);
+        let session_key: String = reply.next()?;
+        Ok(Acquired {
+            outcome,
+            fields,
+            session_key: (!session_key.is_empty()).then_some(session_key),
+            outbox: reply.outbox(tenant)?,
+        })
+    }
+
+    /// Records what the owner did.
+    pub async fn record(
+        &self,
+        tenant: &TenantId,
+        transition: &Transition<'_>,
+    ) -> Result<Recorded, StoreError> {
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::RECORD, tenant, transition, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outcome: String = reply.next()?;
+        let cancel: String = reply.next()?;
+        let outbox = reply.outbox(tenant)?;
+        match outcome.as_str() {
+            "recorded" => Ok(Recorded::Done {
+                cancel: parse_cancel(&cancel),
+                outbox,
+            }),
+            "lost" | "ended" => Ok(Recorded::Discarded { outbox }),
+            other => Err(unexpected("record", other)),
+        }
+    }
+
+    /// Renews the leases of one tenant's runs; the answers are in the order of `runs`, each
+    /// `(run, owner)`.
+    pub async fn renew(
+        &self,
+        tenant: &TenantId,
+        runs: &[(RunId, String)],
+        lease_ms: u64,
+    ) -> Result<Vec<Renewal>, StoreError> {
+        #[derive(Serialize)]
+        struct Args<'a> {
+            lease_ms: u64,
+            runs: &'a [(RunId, String)],
+        }
+        let args = Args { lease_ms, runs };
+        let answers: Vec<String> = self
+            .redis
+            .invoke(&scripts::RENEW, tenant, &args, &self.settings)
+            .await?;
+        let renewal = |text: &String| match text.as_str() {
+            "owned" => Renewal::Owned,
+            other => parse_cancel(other).map_or(Renewal::Lost, Renewal::Cancel),
+        };
+        Ok(answers.iter().map(renewal).collect())
+    }
+
+    /// Removes outbox entries that Kafka has acknowledged.
+    pub async fn flushed(
+        &self,
+        tenant: &TenantId,
+        runs: &[(RunId, Vec<u64>)],
+    ) -> Result<(), StoreError> {
+        #[derive(Serialize)]
+        struct Args<'a> {
+            runs: &'a [(RunId, Vec<u64>)],
+        }
+        self.redis
+            .invoke(&scripts::FLUSHED, tenant, &Args { runs }, &self.settings)
+            .await
+    }
+
+    /// Does what is due for a tenant, at most `limit` runs at once.
+    pub async fn sweep(&self, tenant: &TenantId, limit: u32) -> Result<Sweep, StoreError> {
+        #[derive(Serialize)]
+        struct Args {
+            limit: u32,
+        }
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::SWEEP, tenant, &Args { limit }, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outbox = reply.outbox(tenant)?;
+        let flat: Vec<String> = reply.next()?;
+        let actions = flat
+            .chunks_exact(2)
+            .map(|pair| (pair[0].clone(), pair[1].clone()))
+            .collect();
+        Ok(Sweep { outbox, actions })
+    }
+}
