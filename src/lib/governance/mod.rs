@@ -1,1 +1,69 @@
-//! To be written.
+//! The checks between a request and a topic: key, role, limits, idempotency. What can be decided
+//! without I/O is decided here; the rest runs inside the script that acts on the request.
+//!
+//! Invariant: a request reaches a topic only through [`Runs::admit`](crate::runs::Runs::admit), whose
+//! script runs the gate before it changes anything.
+
+mod api_key;
+mod idempotency;
+// mod keys;
+mod role;
+
+pub use api_key::{IssuedKey, PresentedKey};
+pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
+// pub use keys::{KeyError, Keys, NewKey};
+pub use role::{Permission, Role};
+
+use crate::config::Settings;
+use crate::messages::Signer;
+use crate::runs::{Gate, GateRule};
+
+/// What governs requests: signing secrets and default limits.
+#[derive(Debug, Clone)]
+pub struct Governance {
+    signer: Signer,
+    key_rules: Vec<GateRule>,
+    tenant_rules: Vec<GateRule>,
+}
+
+impl Governance {
+    /// With the installation's secrets and default limits.
+    pub fn new(signer: Signer, settings: &Settings) -> Self {
+        let rules = |rules: &[crate::config::Rule]| rules.iter().map(|r| (*r).into()).collect();
+        Self {
+            signer,
+            key_rules: rules(&settings.key_limits),
+            tenant_rules: rules(&settings.tenant_limits),
+        }
+    }
+
+    /// Reads an API key and checks its signature, without I/O: `None` when it was not issued here.
+    pub fn recognise(&self, text: &str) -> Option<PresentedKey> {
+        PresentedKey::parse(text, &self.signer)
+    }
+
+    /// What the gate is to check for a request of `key` that needs `permission` and counts against
+    /// the limits.
+    pub fn gate(&self, key: &PresentedKey, permission: Permission) -> Gate {
+        Gate {
+            key_id: key.key_id.clone(),
+            secret_hash: key.secret_hash.clone(),
+            roles: permission
+                .roles()
+                .iter()
+                .map(|role| role.as_str())
+                .collect(),
+            cost: 1,
+            key_rules: self.key_rules.clone(),
+            tenant_rules: self.tenant_rules.clone(),
+        }
+    }
+
+    /// As [`Governance::gate`], for a further look within a request that was counted already.
+    pub fn look(&self, key: &PresentedKey, permission: Permission) -> Gate {
+        Gate {
+            cost: 0,
+            ..self.gate(key, permission)
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The life of API keys: created, rotated, revoked. Each change is on `agent.state` before it is in
+//! Redis, so that a lost Redis locks nobody out and forgets no revocation.
+
+use bytes::Bytes;
+
+use super::{IssuedKey, Role};
+use crate::ids::{KeyId, TenantId};
+use crate::kafka::{ProduceError, Producer};
+use crate::messages::{KeyRecord, Outgoing, SCHEMA_VERSION, Signer, State, StateRecord, Topic};
+use crate::runtime::clock;
+use crate::store::{Redis, StoreError};
+
+/// Why a change of a key did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// There is no such key, or it was revoked: a revoked key never comes back.
+    #[error("no such key")]
+    Unknown,
+    /// Kafka did not take the record.
+    #[error(transparent)]
+    Kafka(#[from] ProduceError),
+    /// Redis did not take the record; it will from a repeat of the same call.
+    #[error(transparent)]
+    Redis(#[from] StoreError),
+    /// The record does not serialise.
+    #[error("key record: {0}")]
+    Record(#[from] serde_json::Error),
+}
+
+/// What a new key is to be.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// What people call it.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Seconds until it expires; never when absent.
+    pub expires_in_s: Option<u64>,
+}
+
+/// Manages keys.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    redis: Redis,
+    producer: Producer,
+    signer: Signer,
+}
+
+impl Keys {
+    /// Keys on the given Redis and Kafka, signed by `signer`.
+    pub fn new(redis: Redis, producer: Producer, signer: Signer) -> Self {
+        Self { redis, producer, signer }
+    }
+
+    /// Creates a key. It is in the answer and nowhere else.
+    pub async fn create(&self, new: NewKey) -> Result<(KeyRecord, IssuedKey), KeyError> {
+        let key_id = KeyId::generate();
+        let issued = IssuedKey::generate(&self.signer, &new.tenant, &key_id, 1);
+        let now = clock::now_ms();
+        let record = KeyRecord {
+            tenant: new.tenant,
+            key_id,
+            name: new.name,
+            role: new.role.as_str().to_owned(),
+            status: "active".to_owned(),
+            version: 1,
+            hash: issued.secret_hash.clone(),
+            old_hash: None,
+            old_until_ms: None,
+            created_ms: now,
+            expires_ms: new.expires_in_s.map(|s| now.saturating_add(s.saturating_mul(1000))),
+        };
+        self.redis.add_tenant(&record.tenant).await?;
+        self.write(&record).await?;
+        Ok((record, issued))
+    }
+
+    /// Gives a key a new secret. The old one stays valid for `grace_s` seconds.
+    pub async fn rotate(
+        &self,
+        tenant: &TenantId,
+        key_id: &KeyId,
+        grace_s: u64,
+    ) -> Result<(KeyRecord, IssuedKey), KeyError> {
+        let mut record = self.active(tenant, key_id).await?;
+        record.version += 1;
+        let issued = IssuedKey::generate(&self.signer, tenant, key_id, record.version);
+        let old = std::mem::replace(&mut record.hash, issued.secret_hash.clone());
+        record.old_hash = Some(old);
+        record.old_until_ms = Some(clock::now_ms().saturating_add(grace_s.saturating_mul(1000)));
+        self.write(&record).await?;
+        Ok((record, issued))
+    }
+
+    /// Revokes a key; the next request with it is refused.
+    pub async fn revoke(&self, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, KeyError> {
+        let mut record = self.active(tenant, key_id).await?;
+        "revoked".clone_into(&mut record.status);
+        self.write(&record).await?;
+        Ok(record)
+    }
+
+    /// A tenant's keys, each with when it was last used in milliseconds since the epoch.
+    pub async fn list(&self, tenant: &TenantId) -> Result<Vec<(KeyRecord, Option<u64>)>, KeyError> {
+        let mut keys = Vec::new();
+        for key_id in self.redis.key_ids(tenant).await? {
+            keys.extend(self.redis.key(tenant, &key_id).await?);
+        }
+        Ok(keys)
+    }
+
+    /// One key, with when it was last used.
+    pub async fn get(&self, tenant: &TenantId, key_id: &KeyId) -> Result<(KeyRecord, Option<u64>), KeyError> {
+        self.redis.key(tenant, key_id).await?.ok_or(KeyError::Unknown)
+    }
+
+    async fn active(&self, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, KeyError> {
+        let (record, _) = self.get(tenant, key_id).await?;
+        if record.status == "active" { Ok(record) } else { Err(KeyError::Unknown) }
+    }
+
+    async fn write(&self, record: &KeyRecord) -> Result<(), KeyError> {
+        let state = State::ApiKey(record.clone());
+        let value = StateRecord { v: SCHEMA_VERSION, state };
+        let key = value.state.record_key();
+        self.producer
+            .publish(&Outgoing {
+                topic: Topic::AgentState,
+                ce_id: format!("{key}/{}/{}", record.version, record.status),
+                key,
+                ce_type: "agenthub.state.api_key".to_owned(),
+                tenant: record.tenant.clone(),
+                run_id: None,
+                not_after_ms: None,
+                traceparent: None,
+                value: Bytes::from(serde_json::to_vec(&value)?),
+            })
+            .await?;
+        Ok(self.redis.put_key(record).await?)
+    }
+}
