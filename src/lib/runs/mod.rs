@@ -7,6 +7,7 @@
 
 mod client;
 mod gate;
+mod history;
 mod outbox;
 mod record;
 mod reply;
@@ -17,6 +18,7 @@ mod view;
 
 pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
 pub use gate::{Gate, GateRule};
+pub use history::StoredEvent;
 pub use outbox::{Admitted, OutboxEntry};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};

@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_panics_is_started_again() {
         let supervisor = Supervisor::new(CancellationToken::new());
         let starts = Arc::new(AtomicU32::new(0));
