@@ -1,0 +1,69 @@
+//! Every metric, described once. A test holds this table against what the processes emit.
+
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts values in buckets.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// What it counts or measures, its labels and unit included.
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($kind:ident $name:literal $help:literal;)+) => {
+        /// Every metric.
+        pub const METRICS: &[Metric] = &[$(Metric { name: $name, kind: Kind::$kind, help: $help }),+];
+    };
+}
+
+metrics_table! {
+    Counter "agenthub_requests_total" "HTTP requests by route template, method and status.";
+    Histogram "agenthub_latency_ms" "Milliseconds from a request's arrival to its answer, by route template.";
+    Counter "agenthub_rate_limited_total" "Requests refused by a rate limit, by rule.";
+    Counter "agenthub_tokens_total" "Tokens by model and direction (input, output).";
+    Counter "agenthub_cost_usd_total" "US dollars spent on models, by model.";
+    Counter "agenthub_cache_hits_total" "Tool results taken from the cache, by tool.";
+    Counter "agenthub_tool_executions_total" "Attempts of tool calls by tool and outcome.";
+    Histogram "agenthub_tool_duration_ms" "Milliseconds of one attempt of a tool call, by tool.";
+    Histogram "agenthub_llm_duration_ms" "Milliseconds of one model call, by model.";
+    Counter "agenthub_llm_calls_total" "Attempts of model calls by model and outcome.";
+    Counter "agenthub_runs_total" "Runs that ended, by kind and outcome.";
+    Histogram "agenthub_run_duration_ms" "Milliseconds from a run's admission to its end, by kind.";
+    Histogram "agenthub_queue_wait_ms" "Milliseconds from a run's admission until a worker took it up, by stage.";
+    Counter "agenthub_acquires_total" "Commands that a worker looked at, by stage and outcome.";
+    Counter "agenthub_sweeper_actions_total" "What the sweeper did, by action.";
+    Counter "agenthub_outbox_records_total" "Records produced from outboxes, by topic and outcome.";
+    Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
+    Gauge "agenthub_leases" "Runs that this worker owns.";
+    Gauge "agenthub_sse_streams" "Open SSE streams of this process.";
+    Counter "agenthub_stream_resyncs_total" "Times that every stream read the history again.";
+    Gauge "agenthub_dependency_up" "Whether a dependency was well when it was last looked at.";
+    Counter "agenthub_task_restarts_total" "Tasks that panicked and were started again, by task.";
+    Counter "agenthub_task_panics_total" "Single pieces of work that panicked, by task.";
+    Counter "agenthub_audit_dropped_total" "Audit records that could not be kept.";
+    Gauge "agenthub_build_info" "1, with the version and the service as labels.";
+}
+
+/// Tells the recorder what each metric means.
+pub(super) fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
