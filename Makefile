@@ -1,0 +1,41 @@
+# Everything a developer runs. `make help` lists it.
+SHELL := /bin/bash
+STACK := infra/local/stack
+.DEFAULT_GOAL := help
+.PHONY: dev start stop status test fmt lint doc deny perf fuzz help clean-state
+
+dev: ## Build and run everything in the foreground; Ctrl-C stops it
+	@$(STACK) dev
+
+start: ## Build and run everything in the background (then: source .agenthub/env)
+	@$(STACK) start
+
+stop: ## Stop what `make start` started
+	@$(STACK) stop
+
+status: ## Say what runs
+	@$(STACK) status
+
+test: ## Run every test against a Kafka and a Redis of their own
+	@infra/local/test $(ARGS)
+
+fmt: ## Format the code
+	cargo fmt
+
+lint: ## Check the format and run clippy and, where it is installed, shellcheck
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@! command -v shellcheck >/dev/null || shellcheck -x .ci/run infra/local/{stack,test,deny} infra/local/lib/*.sh
+
+doc: ## Build the documentation of the code
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+deny: ## Check licences, bans, sources and advisories of the dependencies
+	@infra/local/deny
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+clean-state: ## Stop everything and delete the data, logs and keys of the local stack
+	@$(STACK) stop
+	rm -rf .agenthub/{kafka/data,kafka/server.properties,redis,storage,cache,keys,logs,run,test,ports,env}
