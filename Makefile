@@ -25,7 +25,14 @@ fmt: ## Format the code
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@! command -v shellcheck >/dev/null || shellcheck -x .ci/run infra/local/{stack,test,deny} infra/local/lib/*.sh
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny} infra/local/lib/*.sh; \
+	else echo "shellcheck is not installed: the scripts were not checked"; fi
+
+fuzz: ## Run the property tests with many more cases (CASES=20000)
+	@PROPTEST_CASES=$(or $(CASES),20000) infra/local/test --lib
+
+perf: ## Measure against the floors and write perf/RESULTS.md
+	@perf/run
 
 doc: ## Build the documentation of the code
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

@@ -6,6 +6,8 @@
 
 # Names that this command started, in order.
 started=()
+# Their names by pid.
+declare -A child_names=()
 # What a process is started through: `dev` sets it so that processes end with their supervisor.
 guard=()
 
@@ -40,6 +42,8 @@ spawn() {
     setsid "${guard[@]}" "$@" </dev/null >"$log" 2>&1 {state_lock}>&- {port_lock}>&- &
     pid=$!
     started+=("$name")
+    # shellcheck disable=SC2034 # read by `dev`
+    child_names[$pid]=$name
     # Gone already when it failed at once; the caller's wait then says so.
     start_time "$pid" || REPLY=0
     printf '%s %s\n' "$pid" "$REPLY" >"$state/run/$name.pid"
@@ -82,4 +86,24 @@ terminate() {
         fi
         rm -f "$state/run/$name.pid"
     done
+}
+
+# terminate_in_order NAME…: first the intake, then the workers, then what they depend on.
+terminate_in_order() {
+    local tier name names
+    for tier in api worker llm-sim redis kafka; do
+        names=()
+        for name in "$@"; do
+            [[ $(tier_of "$name") != "$tier" ]] || names+=("$name")
+        done
+        # Longer than the processes' own limit for ending their work (AGENTHUB_DRAIN_MS).
+        terminate 20000 "${names[@]}"
+    done
+}
+
+tier_of() {
+    case $1 in
+        api | llm-sim | redis | kafka) printf '%s' "$1" ;;
+        *) printf worker ;;
+    esac
 }

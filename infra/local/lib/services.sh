@@ -146,9 +146,3 @@ start_services() {
     } >"$state/services.env.new"
     mv "$state/services.env.new" "$state/services.env"
 }
-
-stop_services() {
-    terminate 10000 redis
-    terminate 30000 kafka
-    rm -f "$state/services.env"
-}
