@@ -44,5 +44,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 clean-state: ## Stop everything and delete the data, logs and keys of the local stack
-	@$(STACK) stop
-	rm -rf .agenthub/{kafka/data,kafka/server.properties,redis,storage,cache,keys,logs,run,test,ports,env}
+	@unset STACK_STATE; $(STACK) stop
+	@STACK_STATE=.agenthub/test $(STACK) stop
+	@# Fetched tools and Kafka's files stay.
+	find .agenthub -mindepth 1 -maxdepth 1 ! -name kafka ! -name tools -exec rm -rf {} +
+	rm -rf .agenthub/kafka/data
