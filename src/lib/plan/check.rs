@@ -13,7 +13,7 @@ use super::{Plan, PlanProblem, STEP_ID_PATTERN, Step, graph, is_step_id};
 /// The deepest nesting of a step's arguments; the arguments themselves are at depth 1.
 const MAX_ARGS_DEPTH: usize = 16;
 /// The longest that one attempt of a step may be given, in seconds.
-const MAX_TIMEOUT_S: u32 = 3600;
+pub const MAX_TIMEOUT_S: u32 = 3600;
 
 /// The installation's limits of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-pub use check::{PlanLimits, ToolRules, ValidateArgs, check};
+pub use check::{MAX_TIMEOUT_S, PlanLimits, ToolRules, ValidateArgs, check};
 pub use checked::CheckedPlan;
 pub use problem::{ArgsProblem, MAX_PROBLEMS, PlanProblem, excerpt};
 
