@@ -155,6 +155,23 @@ fn the_result_is_bounded() {
 }
 
 #[test]
+fn too_much_is_noticed_before_it_is_inserted() {
+    let output = json!("x".repeat(100));
+    for args in [
+        json!(vec!["${steps.s1.output}"; 1000]),
+        json!("${steps.s1.output}".repeat(1000)),
+    ] {
+        let looked_up = std::cell::Cell::new(0);
+        let outputs = |_: &str| {
+            looked_up.set(looked_up.get() + 1);
+            Some(&output)
+        };
+        assert!(resolve(&args, &outputs, 150).is_err());
+        assert_eq!(looked_up.get(), 2);
+    }
+}
+
+#[test]
 fn previews_tell_sites_and_undo_escapes() {
     let args = json!({"a/b": ["$${", "x${steps.s1.output}"], "c": "${steps.s2.output}", "d": "${"});
     let preview = preview(&args);
