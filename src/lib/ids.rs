@@ -160,6 +160,11 @@ impl TenantId {
     /// The tenant of the installation's operator.
     pub const SYSTEM: &'static str = "system";
 
+    /// The operator's own tenant.
+    pub fn system() -> Self {
+        Self(Self::SYSTEM.to_owned())
+    }
+
     /// Whether this is the operator's own tenant.
     pub fn is_system(&self) -> bool {
         self.0 == Self::SYSTEM

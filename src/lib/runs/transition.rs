@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use redis::Value;
+use redis::{AsyncCommands, Value};
 use serde::Serialize;
 
 use super::record::parse_cancel;
@@ -121,6 +121,8 @@ pub struct Transition<'a> {
     pub run: &'a RunId,
     /// The name under which it was acquired.
     pub owner: &'a str,
+    /// Number of this transition under this owner: a repeat changes nothing.
+    pub number: u64,
     /// Outbox entries that Kafka has acknowledged since the last transition.
     pub acked: Vec<u64>,
     /// Fields to set.
@@ -141,10 +143,11 @@ pub struct Transition<'a> {
 
 impl<'a> Transition<'a> {
     /// A transition that changes nothing yet.
-    pub fn new(run: &'a RunId, owner: &'a str) -> Self {
+    pub fn new(run: &'a RunId, owner: &'a str, number: u64) -> Self {
         Self {
             run,
             owner,
+            number,
             acked: Vec::new(),
             set: BTreeMap::new(),
             unset: Vec::new(),
@@ -363,5 +366,27 @@ impl Runs {
             .map(|pair| (pair[0].clone(), pair[1].clone()))
             .collect();
         Ok(Sweep { outbox, actions })
+    }
+
+    /// The wrapped data key of a session; `None` when there is no such session.
+    pub async fn wrapped_key(&self, tenant: &TenantId, session: &SessionId) -> Result<Option<String>, StoreError> {
+        let key = format!("{}:ses:{session}", self.redis.base(tenant));
+        Ok(self.redis.connection().hget(key, "key").await?)
+    }
+
+    /// The tenants that have a timer whose time has come. One pipeline for all of them.
+    pub async fn tenants_with_due_timers(&self) -> Result<Vec<TenantId>, StoreError> {
+        let tenants = self.redis.tenants().await?;
+        let now = crate::runtime::clock::now_ms();
+        let mut due = Vec::new();
+        for tenants in tenants.chunks(1000) {
+            let mut pipe = redis::pipe();
+            for tenant in tenants {
+                pipe.zrangebyscore_limit(format!("{}:timers", self.redis.base(tenant)), "-inf", now, 0, 1);
+            }
+            let answers: Vec<Vec<String>> = pipe.query_async(&mut self.redis.connection()).await?;
+            due.extend(tenants.iter().zip(answers).filter(|(_, a)| !a.is_empty()).map(|(t, _)| t.clone()));
+        }
+        Ok(due)
     }
 }

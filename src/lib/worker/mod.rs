@@ -1,1 +1,282 @@
-//! To be written.
+//! Workers: acquire → handle → record → acknowledge. What the planner and the executor share is here;
+//! [`planning`] and [`execution`] are what they do with a run.
+//!
+//! Invariant: from the acquire on, the run's lease and timer own it. A worker that dies loses nothing;
+//! one that lost its lease changes nothing.
+
+mod command;
+mod context;
+mod dead_letters;
+mod execution;
+mod lease;
+mod owned;
+mod planning;
+mod sweeper;
+
+pub use context::WorkerContext;
+pub use execution::Execution;
+pub use lease::Leases;
+pub use planning::Planning;
+pub use sweeper::Sweeper;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tracing::Instrument;
+
+use self::command::{Received, receive};
+use self::owned::{Owned, new_owner};
+use crate::ids::TenantId;
+use crate::kafka::{Ack, Handler, Incoming};
+use crate::messages::{Command, CommandKind, FailureClass, OnConflict};
+use crate::privacy::DataKey;
+use crate::runs::{Acquire, Acquired, Begin, Next, Outcome, RunStatus};
+use crate::store::StoreError;
+use crate::telemetry::TraceContext;
+
+/// From this age on a record's offset may move, since the run's lease and timer own it: no slow run
+/// holds its partition's frontier.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(30);
+
+/// What one kind of worker does with a run.
+#[derive(Debug)]
+pub enum Work {
+    /// It plans.
+    Plan(Planning),
+    /// It executes.
+    Execute(Execution),
+}
+
+impl Work {
+    fn stage(&self) -> CommandKind {
+        match self {
+            Self::Plan(_) => CommandKind::Plan,
+            Self::Execute(_) => CommandKind::Execute,
+        }
+    }
+
+    /// What the stage begins with, as far as the command alone tells.
+    fn begin(&self, command: &Command, key: &DataKey, now_ms: u64) -> Begin {
+        match self {
+            Self::Plan(planning) => planning.begin(command),
+            Self::Execute(execution) => execution.begin(command, key, now_ms),
+        }
+    }
+
+    async fn carry_out(&self, run: Owned) {
+        match self {
+            Self::Plan(planning) => planning.carry_out(run).await,
+            Self::Execute(execution) => execution.carry_out(run).await,
+        }
+    }
+}
+
+/// Handles commands.
+#[derive(Debug)]
+pub struct Worker {
+    context: Arc<WorkerContext>,
+    work: Work,
+}
+
+impl Worker {
+    /// A worker that does `work`.
+    pub fn new(context: Arc<WorkerContext>, work: Work) -> Self {
+        Self { context, work }
+    }
+
+    async fn take_up(&self, record: &Incoming, command: Command, ack: Ack) {
+        let spec = &command.spec;
+        let (tenant, run_id) = (spec.tenant.clone(), spec.run_id.clone());
+        let Some((owner, mut acquired)) = self.acquire(&command).await else {
+            return; // stopping: the record stays uncommitted
+        };
+        let outcome = acquired.outcome;
+        metrics::counter!("agenthub_acquires_total", "stage" => command.kind.as_str(), "outcome" => name(outcome))
+            .increment(1);
+        let outbox = std::mem::take(&mut acquired.outbox);
+        match outcome {
+            Outcome::Acquired | Outcome::Resumed | Outcome::Poisoned => {}
+            Outcome::Waiting | Outcome::Busy | Outcome::Parked | Outcome::Stale | Outcome::Ended | Outcome::Expired => {
+                tracing::debug!(outcome = name(outcome), "not taken up");
+                if self.context.outbox.deliver(&tenant, &outbox).await.is_err() {
+                    tracing::warn!("the outbox is left to the sweeper");
+                }
+                return ack.done();
+            }
+        }
+        let Some(run) = Owned::new(self.context.clone(), command, owner, acquired) else {
+            // The session was erased between the acquire and now; so was the run.
+            return ack.done();
+        };
+        run.produce_behind(outbox);
+        if outcome == Outcome::Poisoned {
+            self.give_up(record, run).await;
+            return ack.done();
+        }
+        if outcome == Outcome::Acquired {
+            let waited = self.context.now_ms().saturating_sub(run.command.spec.created_ms);
+            metrics::histogram!("agenthub_queue_wait_ms", "stage" => run.command.kind.as_str()).record(to_f64(waited));
+        }
+        tracing::debug!(%run_id, outcome = name(outcome), "taken up");
+        let work = self.work.carry_out(run);
+        tokio::pin!(work);
+        tokio::select! {
+            () = &mut work => return ack.done(),
+            () = tokio::time::sleep(ACKNOWLEDGE_AFTER) => ack.done(),
+        }
+        work.await;
+    }
+
+    /// Takes the run up. Waits as long as Redis is away: `None` when the process is told to stop.
+    async fn acquire(&self, command: &Command) -> Option<(String, Acquired)> {
+        let spec = &command.spec;
+        let context = &self.context;
+        let owner = new_owner();
+        let text = serde_json::to_string(spec).ok()?;
+        let mut delays = reconnect_delays();
+        loop {
+            let attempt = async {
+                let begin = match context.data_key(&spec.tenant, &spec.session_id).await? {
+                    Some(key) => self.work.begin(command, &key, context.now_ms()),
+                    None => Begin::default(), // erased: the script will say so
+                };
+                let acquire = Acquire {
+                    run: &spec.run_id,
+                    session: &spec.session_id,
+                    owner: &owner,
+                    lease_ms: context.settings.lease_ms.0,
+                    stage: self.work.stage(),
+                    max_deliveries: context.settings.max_deliveries,
+                    not_after: spec.deadline_ms,
+                    spec: &text,
+                    plan: command.plan.as_ref(),
+                    kind: spec.kind,
+                    created: spec.created_ms,
+                    deadline: spec.deadline_ms,
+                    parallel: spec.on_conflict == OnConflict::Parallel,
+                    traceparent: spec.traceparent.as_deref(),
+                    begin,
+                };
+                context.runs.acquire(&spec.tenant, &acquire).await
+            };
+            match attempt.await {
+                Ok(acquired) => return Some((owner, acquired)),
+                Err(error) => tracing::warn!(%error, "the run could not be taken up; trying again"),
+            }
+            tokio::select! {
+                () = context.stopping.cancelled() => return None,
+                () = tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)) => {}
+            }
+        }
+    }
+
+    /// Ends a run whose command was taken up too often without progress, with a dead letter.
+    async fn give_up(&self, record: &Incoming, run: Owned) {
+        let error = format!("taken up {} times without progress", self.context.settings.max_deliveries);
+        let letter = dead_letters::letter(
+            &self.context,
+            record,
+            FailureClass::TooManyDeliveries,
+            &error,
+            Some(&run.command.spec),
+        );
+        let data = self.context.failure("too_many_deliveries", &error);
+        let mut transition = run.transition();
+        transition.records.extend(letter);
+        transition.next = Some(Next::End { status: RunStatus::Failed, data, state: None });
+        run.finish(transition).await;
+    }
+}
+
+#[async_trait]
+impl Handler for Worker {
+    async fn handle(&self, record: Arc<Incoming>, ack: Ack) {
+        match receive(&record, &self.context.signer, self.work.stage()) {
+            Received::Command(command) => {
+                let spec = &command.spec;
+                let span = tracing::info_span!(
+                    "process",
+                    otel.name = %format!("process {}", record.topic),
+                    otel.kind = "consumer",
+                    tenant = %spec.tenant,
+                    run_id = %spec.run_id,
+                    session_id = %spec.session_id,
+                    trace_id = tracing::field::Empty,
+                );
+                if let Some(trace) = spec.traceparent.as_ref().and_then(|t| t.parse::<TraceContext>().ok()) {
+                    span.record("trace_id", trace.trace_id());
+                    trace.enter(&span);
+                }
+                self.take_up(&record, *command, ack).instrument(span).await;
+            }
+            Received::Expired => {
+                metrics::counter!(
+                    "agenthub_acquires_total",
+                    "stage" => self.work.stage().as_str(),
+                    "outcome" => "expired"
+                )
+                .increment(1);
+                ack.done();
+            }
+            Received::Unfit(class, error) => {
+                dead_letters::send(&self.context, &record, class, &error).await;
+                ack.done();
+            }
+        }
+    }
+
+    async fn poisoned(&self, record: Arc<Incoming>, error: String) {
+        dead_letters::send(&self.context, &record, FailureClass::Panicked, &error).await;
+    }
+}
+
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
+
+/// Delays between attempts to reach a dependency that is away, growing to [`LONGEST_DELAY`].
+fn reconnect_delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(LONGEST_DELAY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+fn name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Acquired => "acquired",
+        Outcome::Resumed => "resumed",
+        Outcome::Poisoned => "poisoned",
+        Outcome::Waiting => "waiting",
+        Outcome::Busy => "busy",
+        Outcome::Parked => "parked",
+        Outcome::Stale => "stale",
+        Outcome::Ended => "ended",
+        Outcome::Expired => "expired",
+    }
+}
+
+/// For metrics: their exactness ends far above any duration or count.
+#[allow(clippy::cast_precision_loss)]
+fn to_f64(number: u64) -> f64 {
+    number as f64
+}
+
+/// What a worker cannot know of a tenant's data key.
+type KeyResult = Result<Option<DataKey>, StoreError>;
+
+impl WorkerContext {
+    /// The data key of a session: from the cache, else by one read. `None` when it was erased.
+    async fn data_key(&self, tenant: &TenantId, session: &crate::ids::SessionId) -> KeyResult {
+        if let Some(key) = self.keys.get(tenant, session) {
+            return Ok(Some(key));
+        }
+        let Some(wrapped) = self.runs.wrapped_key(tenant, session).await? else { return Ok(None) };
+        match self.keys.unwrap(&wrapped, tenant, session) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) => Err(StoreError::Failed(format!("data key of {session}: {error}"))),
+        }
+    }
+}

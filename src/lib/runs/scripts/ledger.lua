@@ -38,7 +38,7 @@ end
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'wake_at', 'cancel', 'deliveries', 'did', 'parallel', 'created', 'started', 'parked', 'traceparent',
 }
 
 local function load_run(id)

@@ -1,13 +1,20 @@
 -- The owner of a run records what it did and reserves what it does next, in one transition.
 --
--- A: run, owner, acked = { n, … }, set = { field = value }, unset = { field, … }, events,
+-- A: run, owner, number (of this transition under this owner), acked = { n, … }, set = { field = value }, unset = { field, … }, events,
 --    records = { { topic, key, id, type, value } }, usage = { input, output, cost }?,
 --    next? = { to = 'execute', plan, set } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
 -- Returns { outcome, cancel, outbox }; outcomes: recorded, lost, ended
+--
+-- A repeat of a transition whose answer was lost changes nothing and answers as the first did; what
+-- it left in the outbox is found by the sweeper.
 
 local R = load_run(A.run)
 if not R then
   return { 'lost', '', pending }
+end
+local token = A.owner .. '/' .. int(A.number)
+if R.f.did == token then
+  return { 'recorded', R.f.cancel or '', pending }
 end
 if A.usage then
   -- Money was spent whoever owns the run by now.
@@ -30,6 +37,7 @@ if is_terminal(R) or R.f.owner ~= A.owner then
   return { is_terminal(R) and 'ended' or 'lost', '', pending }
 end
 
+set(R, 'did', token)
 for name, value in pairs(A.set) do
   set(R, name, value)
 end

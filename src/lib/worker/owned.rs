@@ -1,0 +1,195 @@
+//! A run that this worker owns.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand::Rng;
+use tokio::sync::watch;
+
+use super::lease::{Held, Signal};
+use super::{WorkerContext, reconnect_delays};
+use crate::kafka::Acknowledged;
+use crate::messages::Command;
+use crate::privacy::DataKey;
+use crate::runs::{Acquired, CancelMode, Fields, OutboxEntry, Recorded, Transition};
+
+/// A random name of one ownership: 128 bits, compared by equality.
+pub(super) fn new_owner() -> String {
+    let mut bytes = [0_u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    hex::encode(bytes)
+}
+
+/// What a worker learns from recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The run is still its own.
+    Owned,
+    /// It is, and a client asked for its end.
+    Cancel(CancelMode),
+    /// It is not: nothing but what was spent was recorded.
+    Lost,
+}
+
+/// A run that this worker owns.
+#[derive(Debug)]
+pub(super) struct Owned {
+    pub(super) context: Arc<WorkerContext>,
+    pub(super) command: Command,
+    /// The run as it was when it was acquired.
+    pub(super) fields: Fields,
+    pub(super) key: DataKey,
+    owner: String,
+    number: AtomicU64,
+    held: Held,
+    /// Outbox entries that Kafka has acknowledged, to be removed with the next transition.
+    acknowledged: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Owned {
+    /// `None` when the session was erased.
+    pub(super) fn new(
+        context: Arc<WorkerContext>,
+        command: Command,
+        owner: String,
+        acquired: Acquired,
+    ) -> Option<Self> {
+        let spec = &command.spec;
+        let wrapped = acquired.session_key?;
+        let key = match context.keys.unwrap(&wrapped, &spec.tenant, &spec.session_id) {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::error!(%error, session_id = %spec.session_id, "the session's data key does not open");
+                return None;
+            }
+        };
+        let held = context.leases.hold(&spec.tenant, &spec.run_id, &owner);
+        Some(Self {
+            context,
+            command,
+            fields: acquired.fields,
+            key,
+            owner,
+            number: AtomicU64::new(1),
+            held,
+            acknowledged: Arc::default(),
+        })
+    }
+
+    /// What the owner is told between transitions.
+    pub(super) fn signal(&self) -> watch::Receiver<Signal> {
+        self.held.signal.clone()
+    }
+
+    /// Milliseconds until the run times out.
+    pub(super) fn remaining_ms(&self) -> u64 {
+        self.command.spec.deadline_ms.saturating_sub(self.context.now_ms())
+    }
+
+    /// The next transition, empty.
+    pub(super) fn transition(&self) -> Transition<'_> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let mut transition = Transition::new(&self.command.spec.run_id, &self.owner, number);
+        transition.acked = std::mem::take(&mut *self.acknowledged());
+        transition
+    }
+
+    /// Records a transition; what it put into the outbox is produced while the work goes on. Waits as
+    /// long as Redis is away.
+    pub(super) async fn record(&self, transition: Transition<'_>) -> Standing {
+        match self.write(&transition).await {
+            Recorded::Done { cancel, outbox } => {
+                self.produce_behind(outbox);
+                cancel.map_or(Standing::Owned, Standing::Cancel)
+            }
+            Recorded::Discarded { outbox } => {
+                self.produce_behind(outbox);
+                Standing::Lost
+            }
+        }
+    }
+
+    /// As [`Owned::record`], but what was put into the outbox is on Kafka when this returns.
+    pub(super) async fn record_durably(&self, transition: Transition<'_>) -> Standing {
+        let (outbox, standing) = match self.write(&transition).await {
+            Recorded::Done { cancel, outbox } => (outbox, cancel.map_or(Standing::Owned, Standing::Cancel)),
+            Recorded::Discarded { outbox } => (outbox, Standing::Lost),
+        };
+        let mut delays = reconnect_delays();
+        loop {
+            let (acknowledged, outcome) = self.context.outbox.produce(&outbox).await;
+            if outcome.is_ok() {
+                self.acknowledged().extend(acknowledged.into_iter().map(|a| a.number));
+                return standing;
+            }
+            tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;
+        }
+    }
+
+    /// Records the transition with which this ownership ends, and returns when Kafka has its records:
+    /// only then may the command's offset move. When Kafka does not take them, the sweepers will see to
+    /// it: the run's timer is set.
+    pub(super) async fn finish(self, transition: Transition<'_>) {
+        let recorded = self.write(&transition).await;
+        let (Recorded::Done { outbox, .. } | Recorded::Discarded { outbox }) = recorded;
+        let (acknowledged, outcome) = self.context.outbox.produce(&outbox).await;
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the outbox is left to the sweeper");
+        }
+        let left = std::mem::take(&mut *self.acknowledged());
+        let run = &self.command.spec.run_id;
+        let left = left.into_iter().map(|number| Acknowledged { run: run.clone(), number });
+        self.context.outbox.forget(&self.command.spec.tenant, left.chain(acknowledged).collect());
+    }
+
+    /// Produces entries while the work goes on.
+    pub(super) fn produce_behind(&self, entries: Vec<OutboxEntry>) {
+        if entries.is_empty() {
+            return;
+        }
+        let outbox = self.context.outbox.clone();
+        let (tenant, own) = (self.command.spec.tenant.clone(), self.command.spec.run_id.clone());
+        let numbers = Arc::downgrade(&self.acknowledged);
+        self.context.supervisor.run_once("outbox", async move {
+            let (acknowledged, outcome) = outbox.produce(&entries).await;
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the outbox is left to the sweeper");
+            }
+            let (mine, others): (Vec<_>, Vec<_>) = acknowledged.into_iter().partition(|a| a.run == own);
+            outbox.forget(&tenant, others);
+            // Removed with the next transition where there is one.
+            match numbers.upgrade() {
+                Some(numbers) => lock(&numbers).extend(mine.into_iter().map(|a| a.number)),
+                None => outbox.forget(&tenant, mine),
+            }
+        });
+    }
+
+    async fn write(&self, transition: &Transition<'_>) -> Recorded {
+        let mut delays = reconnect_delays();
+        loop {
+            match self.context.runs.record(&self.command.spec.tenant, transition).await {
+                Ok(recorded) => return recorded,
+                Err(error) => tracing::warn!(%error, "the transition was not recorded; trying again"),
+            }
+            tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;
+        }
+    }
+
+    fn acknowledged(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        lock(&self.acknowledged)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.acknowledged());
+        let run = self.command.spec.run_id.clone();
+        let left = left.into_iter().map(|number| Acknowledged { run: run.clone(), number });
+        self.context.outbox.forget(&self.command.spec.tenant, left.collect());
+    }
+}
+
+fn lock(numbers: &Mutex<Vec<u64>>) -> std::sync::MutexGuard<'_, Vec<u64>> {
+    numbers.lock().unwrap_or_else(PoisonError::into_inner)
+}
