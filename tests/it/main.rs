@@ -1,1 +1,4 @@
-fn main() {}
+//! Integration tests against real Kafka and Redis.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod kafka;

@@ -12,6 +12,7 @@ mod source;
 mod value;
 
 pub use settings::{REFERENCE, Settings};
+pub(crate) use settings::{check_group_protocol, check_namespace};
 pub use source::{ConfigError, Source};
 pub use value::{ByteCount, Millis, Rule};
 

@@ -178,16 +178,8 @@ impl Settings {
                 expected: expected.to_owned(),
             })
         };
-        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        if !self.namespace.bytes().all(label) || self.namespace.len() > 63 {
-            return invalid(
-                "AGENTHUB_NAMESPACE",
-                "at most 63 lower-case letters, digits and hyphens",
-            );
-        }
-        if !matches!(self.group_protocol.as_str(), "classic" | "consumer") {
-            return invalid("AGENTHUB_GROUP_PROTOCOL", "classic or consumer");
-        }
+        check_namespace(&self.namespace)?;
+        check_group_protocol(&self.group_protocol)?;
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");
         }
@@ -199,4 +191,27 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Whether a text can be the prefix of topics, groups, keys and channels.
+pub(crate) fn check_namespace(namespace: &str) -> Result<(), ConfigError> {
+    let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if namespace.bytes().all(label) && namespace.len() <= 63 {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        name: "AGENTHUB_NAMESPACE",
+        expected: "at most 63 lower-case letters, digits and hyphens".to_owned(),
+    })
+}
+
+/// Whether a text names a rebalance protocol.
+pub(crate) fn check_group_protocol(protocol: &str) -> Result<(), ConfigError> {
+    if matches!(protocol, "classic" | "consumer") {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        name: "AGENTHUB_GROUP_PROTOCOL",
+        expected: "classic or consumer".to_owned(),
+    })
 }

@@ -91,6 +91,16 @@ impl Source {
         }
     }
 
+    /// One setting, for a command that needs no others (and so no secrets). `env` is the name in
+    /// [`REFERENCE`]; a setting whose form depends on its meaning is checked by whoever reads it.
+    pub fn setting<T: Parse>(&self, env: &str) -> Result<T, ConfigError> {
+        let setting = REFERENCE.iter().find(|s| s.env == env);
+        self.get(setting.ok_or_else(|| ConfigError::Unknown {
+            name: env.to_owned(),
+            nearest: nearest(env),
+        })?)
+    }
+
     pub(super) fn get<T: Parse>(&self, setting: &Setting) -> Result<T, ConfigError> {
         let text = match self.text(setting)? {
             Some(text) => text,

@@ -29,9 +29,10 @@ pub struct Rule {
     pub window_ms: u64,
 }
 
-/// A type that a setting can have. `Err` holds what was expected, never the given text, which may
-/// be a secret.
-pub(super) trait Parse: Sized {
+/// A type that a setting can have.
+pub trait Parse: Sized {
+    /// The value that `text` writes. `Err` holds what was expected, never the given text, which may
+    /// be a secret.
     fn parse(text: &str) -> Result<Self, String>;
 }
 

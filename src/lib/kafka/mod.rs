@@ -1,1 +1,18 @@
-//! To be written.
+//! Kafka: the topics, the producer and the consumer loop. The only room that knows rdkafka.
+//!
+//! Invariant: a record that was acknowledged is on the topic; an offset that is committed has
+//! nothing undone before it.
+
+pub mod admin;
+pub mod catalogue;
+mod client;
+pub mod consumer;
+pub mod frontier;
+mod health;
+mod producer;
+pub mod schemas;
+
+pub use client::KafkaSettings;
+pub use consumer::{Ack, Consumer, ConsumerError, ConsumerOptions, Handler, Incoming, StartFrom};
+pub use health::BrokerHealth;
+pub use producer::{ClientError, Delivery, ProduceError, Producer};

@@ -1,0 +1,538 @@
+//! The loop itself: the one owner of the assignment, the tasks and the offsets.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, StreamExt};
+use metrics::{Counter, Gauge};
+use rdkafka::consumer::{CommitMode, Consumer as _, MessageStream, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::assignment::{Assignment, Place};
+use super::attempts::{self, Attempts, Handler};
+use super::membership::{Change, Membership};
+use super::record::{AckSlot, Done, Incoming};
+use super::state::ConsumerState;
+use super::{ConsumerError, ConsumerOptions, StartFrom};
+use crate::messages::Topic;
+
+/// Between two looks at deadlines, and so the delay of a stored offset.
+const TICK: Duration = Duration::from_millis(50);
+/// How long the loop waits for a free task before it pauses the partitions. A pause throws away what
+/// was fetched ahead, which is too dear for handlers that take milliseconds.
+const HOLD: Duration = Duration::from_millis(50);
+/// Messages, and acknowledgements, taken in one go.
+const BATCH: usize = 64;
+/// Records remembered behind slow ones, over all partitions, at which intake stops.
+const MAX_WINDOW: usize = 200_000;
+/// How long the brokers may take for the last commit, and for the group to be left.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the brokers may take to look offsets up by time.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Client = StreamConsumer<Membership>;
+type Received<'a> = KafkaResult<BorrowedMessage<'a>>;
+
+pub(super) struct Run {
+    member: Member,
+    topics: Vec<(Topic, Arc<str>)>,
+    handler: Arc<dyn Handler>,
+    options: ConsumerOptions,
+    state: Arc<ConsumerState>,
+    meters: Meters,
+
+    assignment: Assignment,
+    /// Partitions whose start was decided by [`StartFrom`].
+    placed: HashSet<Place>,
+    revocation: Option<Revocation>,
+    tasks: JoinSet<()>,
+    to_done: UnboundedSender<Done>,
+    done: UnboundedReceiver<Done>,
+    /// Tells the tasks that they are not to try again.
+    stopping: CancellationToken,
+    stop_at: Option<Instant>,
+    paused: bool,
+    full_since: Option<Instant>,
+}
+
+/// Partitions that are to be given back once their records are done.
+struct Revocation {
+    places: Vec<Place>,
+    deadline: Instant,
+}
+
+/// The group's member, which leaves in order when it is dropped.
+struct Member {
+    client: Arc<Client>,
+    changes: UnboundedReceiver<Change>,
+    /// A change that librdkafka waits for.
+    unanswered: Option<Change>,
+}
+
+impl Drop for Member {
+    /// Answers what librdkafka waits for. It closes when its last owner drops it, and that would
+    /// never end while a change is unanswered.
+    fn drop(&mut self) {
+        self.client.context().close();
+        let unanswered = self.unanswered.take();
+        let unread = std::iter::from_fn(|| self.changes.try_recv().ok());
+        for change in unanswered.into_iter().chain(unread) {
+            if let Err(error) = change.answer(&*self.client) {
+                tracing::debug!(%error, "change of the assignment was not accepted");
+            }
+        }
+    }
+}
+
+struct Meters {
+    group: String,
+    records: Counter,
+    in_flight: Gauge,
+    frontier_age: Gauge,
+    assigned: Gauge,
+}
+
+impl Meters {
+    fn new(group: &str) -> Self {
+        let group = group.to_owned();
+        let gauge = |name: &'static str| metrics::gauge!(name, "group" => group.clone());
+        Self {
+            records: metrics::counter!("agenthub_consumer_records_total", "group" => group.clone()),
+            in_flight: gauge("agenthub_consumer_in_flight"),
+            frontier_age: gauge("agenthub_consumer_frontier_age_seconds"),
+            assigned: gauge("agenthub_consumer_assigned_partitions"),
+            group,
+        }
+    }
+
+    fn rebalance(&self, kind: &'static str) {
+        metrics::counter!("agenthub_consumer_rebalances_total",
+            "group" => self.group.clone(), "kind" => kind)
+        .increment(1);
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        client: Client,
+        changes: UnboundedReceiver<Change>,
+        topics: Vec<(Topic, Arc<str>)>,
+        handler: Arc<dyn Handler>,
+        options: ConsumerOptions,
+        state: Arc<ConsumerState>,
+    ) -> Self {
+        let (to_done, done) = mpsc::unbounded_channel();
+        Self {
+            member: Member {
+                client: Arc::new(client),
+                changes,
+                unanswered: None,
+            },
+            topics,
+            handler,
+            options,
+            meters: Meters::new(state.group()),
+            state,
+            assignment: Assignment::default(),
+            placed: HashSet::new(),
+            revocation: None,
+            tasks: JoinSet::new(),
+            to_done,
+            done,
+            stopping: CancellationToken::new(),
+            stop_at: None,
+            paused: false,
+            full_since: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> Arc<ConsumerState> {
+        Arc::clone(&self.state)
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), ConsumerError> {
+        let client = Arc::clone(&self.member.client);
+        let names: Vec<&str> = self.topics.iter().map(|(_, name)| &**name).collect();
+        let mut outcome = client.subscribe(&names).map_err(ConsumerError::from);
+        if outcome.is_ok() {
+            outcome = self.serve(client.stream(), &shutdown).await;
+        }
+        drop(client);
+        self.finish().await;
+        outcome
+    }
+
+    /// Returns when everything in flight is done after a stop, or the stop's deadline has passed.
+    async fn serve(
+        &mut self,
+        mut stream: MessageStream<'_, Membership>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), ConsumerError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut done = Vec::with_capacity(BATCH);
+        loop {
+            let drained = self.tasks.is_empty();
+            if self
+                .stop_at
+                .is_some_and(|at| drained || Instant::now() >= at)
+            {
+                return Ok(());
+            }
+            // While paused the stream brings events only, and those must be served.
+            let listening = self.paused || self.has_room();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if self.stop_at.is_none() => self.stop(),
+                Some(change) = self.member.changes.recv() => self.change(change).await?,
+                _ = self.done.recv_many(&mut done, BATCH) => {
+                    done.drain(..).for_each(|done| self.assignment.done(done));
+                    self.revoke_if_drained(Instant::now())?;
+                }
+                Some(_) = self.tasks.join_next(), if !drained => self.reap(),
+                _ = tick.tick() => self.tick()?,
+                Some(message) = stream.next(), if listening => {
+                    self.receive(message)?;
+                    for _ in 1..BATCH {
+                        if !self.has_room() {
+                            break;
+                        }
+                        let Some(Some(message)) = stream.next().now_or_never() else {
+                            break;
+                        };
+                        self.receive(message)?;
+                    }
+                    // The stream takes no part in the runtime's budget, so without this a full
+                    // topic would keep the loop from everything that does.
+                    tokio::task::coop::consume_budget().await;
+                }
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.stop_at.is_none() && !self.paused && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.tasks.len() >= self.options.max_in_flight.max(1)
+            || self.assignment.window() >= MAX_WINDOW
+    }
+
+    fn receive(&mut self, message: Received<'_>) -> Result<(), ConsumerError> {
+        let message = match message {
+            Ok(message) => message,
+            Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(error.into()),
+            Err(error) => {
+                // librdkafka goes on by itself: brokers that are away, topics not there yet.
+                tracing::debug!(%error, "consumer error");
+                return Ok(());
+            }
+        };
+        let known = self.topics.iter().find(|(_, n)| **n == *message.topic());
+        // After a stop nothing is taken up; what is not tracked stays uncommitted.
+        let Some((topic, name)) = known.filter(|_| self.stop_at.is_none()) else {
+            return Ok(());
+        };
+        let place = (*topic, message.partition());
+        let now = Instant::now();
+        let Some(generation) = self.assignment.track(place, message.offset(), now) else {
+            return Ok(());
+        };
+        let record = Incoming::copy(&message, *topic, Arc::clone(name), generation);
+        let slot = AckSlot::new(&record, self.to_done.clone());
+        let attempts = Attempts {
+            max: self.options.max_attempts.max(1),
+            backoff: self.options.retry_backoff,
+        };
+        self.tasks.spawn(attempts::run(
+            Arc::clone(&self.handler),
+            Arc::new(record),
+            slot,
+            attempts,
+            self.stopping.clone(),
+        ));
+        self.meters.records.increment(1);
+        Ok(())
+    }
+
+    /// After a task ended: forgets those that did, and takes in more when there is room again.
+    fn reap(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        let busy = self.tasks.len();
+        self.state.set_in_flight(busy);
+        if !self.is_full() {
+            self.full_since = None;
+        }
+        let below_half = busy * 2 < self.options.max_in_flight.max(1)
+            && self.assignment.window() * 2 < MAX_WINDOW;
+        if self.paused && below_half && self.stop_at.is_none() {
+            let resumed = self.set_paused(&self.assignment.places(), false);
+            self.paused = !resumed;
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), ConsumerError> {
+        let now = Instant::now();
+        self.state.polled(now);
+        self.store();
+        self.revoke_if_drained(now)?;
+        if self.is_full() && !self.paused {
+            let since = *self.full_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= HOLD {
+                self.pause_all();
+            }
+        }
+        // The acknowledgement that empties a window may come after its task was reaped.
+        self.reap();
+        let age = self.assignment.age(now);
+        self.state.set_frontier_age(age);
+        self.state.set_paused(self.paused);
+        self.meters.frontier_age.set(age.as_secs_f64());
+        self.meters.in_flight.set(count(self.tasks.len()));
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.stop_at = Some(Instant::now() + self.options.drain);
+        self.stopping.cancel();
+        self.pause_all();
+        // Even where that failed, the stream is to be served: `receive` drops what it brings.
+        self.paused = true;
+        self.state.set_paused(true);
+    }
+
+    fn pause_all(&mut self) {
+        self.paused = self.set_paused(&self.assignment.places(), true);
+    }
+
+    /// Returns whether librdkafka did it.
+    fn set_paused(&self, places: &[Place], paused: bool) -> bool {
+        let list = self.list(places.iter().map(|place| (*place, Offset::Invalid)));
+        let outcome = if paused {
+            self.member.client.pause(&list)
+        } else {
+            self.member.client.resume(&list)
+        };
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, paused, "partitions were not paused or resumed");
+        }
+        outcome.is_ok()
+    }
+
+    /// Tells librdkafka the offsets that moved, to be committed with its next commit.
+    fn store(&mut self) {
+        let moved = self.assignment.take_moved();
+        if moved.is_empty() {
+            return;
+        }
+        let offsets = moved.into_iter().map(|(p, next)| (p, Offset::Offset(next)));
+        let list = self.list(offsets);
+        if let Err(error) = self.member.client.store_offsets(&list) {
+            // The partition was lost meanwhile: its next owner handles the records again.
+            tracing::debug!(%error, "offsets were not stored");
+        }
+    }
+
+    async fn change(&mut self, change: Change) -> Result<(), ConsumerError> {
+        // librdkafka gave up waiting for the answer.
+        self.finish_revocation()?;
+        match change {
+            Change::Assign(list) => self.assign(list).await?,
+            Change::Revoke { partitions, lost } => {
+                let places = self.places(&partitions);
+                self.meters.rebalance(if lost { "lost" } else { "revoke" });
+                self.member.unanswered = Some(Change::Revoke { partitions, lost });
+                let wait = if lost {
+                    Duration::ZERO
+                } else {
+                    self.options.revoke_drain
+                };
+                let now = Instant::now();
+                self.revocation = Some(Revocation {
+                    places,
+                    deadline: now + wait,
+                });
+                self.revoke_if_drained(now)?;
+            }
+        }
+        let held = self.assignment.len();
+        tracing::info!(
+            group = self.state.group(),
+            generation = self.assignment.generation(),
+            partitions = held,
+            "assignment changed"
+        );
+        Ok(())
+    }
+
+    async fn assign(&mut self, mut list: TopicPartitionList) -> Result<(), ConsumerError> {
+        self.meters.rebalance("assign");
+        let places = self.places(&list);
+        if self.options.from != StartFrom::Committed {
+            let new: Vec<Place> = places
+                .iter()
+                .copied()
+                .filter(|place| self.placed.insert(*place))
+                .collect();
+            for (place, offset) in self.starts(new).await? {
+                list.set_partition_offset(self.name(place.0), place.1, offset)?;
+            }
+        }
+        self.answer(&Change::Assign(list))?;
+        self.assignment.assign(&places);
+        self.show_assignment();
+        if !places.is_empty() {
+            // A partition that comes back may still be paused from before.
+            self.set_paused(&places, self.paused);
+        }
+        Ok(())
+    }
+
+    /// Where partitions begin that are assigned for the first time.
+    async fn starts(&self, places: Vec<Place>) -> Result<Vec<(Place, Offset)>, ConsumerError> {
+        let all = |offset: Offset| places.iter().map(|place| (*place, offset)).collect();
+        let timestamp = match self.options.from {
+            StartFrom::Committed => return Ok(Vec::new()),
+            StartFrom::Earliest => return Ok(all(Offset::Beginning)),
+            StartFrom::Latest => return Ok(all(Offset::End)),
+            StartFrom::Timestamp(_) if places.is_empty() => return Ok(Vec::new()),
+            StartFrom::Timestamp(ms) => Offset::Offset(ms),
+        };
+        let times = self.list(places.iter().map(|place| (*place, timestamp)));
+        let client = Arc::clone(&self.member.client);
+        let found =
+            tokio::task::spawn_blocking(move || client.offsets_for_times(times, LOOKUP_TIMEOUT));
+        let found = found.await.map_err(|_| KafkaError::Canceled)??;
+        let starts = found.elements().into_iter().filter_map(|element| {
+            let place = (self.topic(element.topic())?, element.partition());
+            Some((place, element.offset()))
+        });
+        Ok(starts.collect())
+    }
+
+    /// Gives partitions back when their records are done or their time is over.
+    fn revoke_if_drained(&mut self, now: Instant) -> Result<(), ConsumerError> {
+        let due = self
+            .revocation
+            .as_ref()
+            .is_some_and(|r| now >= r.deadline || self.assignment.undone(&r.places) == 0);
+        if due {
+            self.finish_revocation()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn finish_revocation(&mut self) -> Result<(), ConsumerError> {
+        let Some(revocation) = self.revocation.take() else {
+            return Ok(());
+        };
+        let change = self.member.unanswered.take();
+        let lost = matches!(change, Some(Change::Revoke { lost: true, .. }))
+            || self.member.client.assignment_lost();
+        if lost {
+            // Their next owner commits; an offset of ours could undo its work.
+            self.assignment.revoke(&revocation.places);
+        }
+        self.store();
+        let answered = change.map_or(Ok(()), |change| self.answer(&change));
+        self.assignment.revoke(&revocation.places);
+        self.show_assignment();
+        answered
+    }
+
+    fn answer(&self, change: &Change) -> Result<(), ConsumerError> {
+        Ok(change.answer(&*self.member.client)?)
+    }
+
+    fn show_assignment(&self) {
+        let held = self.assignment.len();
+        self.state.set_assigned(held, self.assignment.generation());
+        self.meters.assigned.set(count(held));
+    }
+
+    /// Ends what is still running, commits what was done and leaves the group.
+    async fn finish(mut self) {
+        let left = self.tasks.len();
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "records still in flight at the deadline stay uncommitted"
+            );
+        }
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a handler does not give way");
+        }
+        while let Ok(done) = self.done.try_recv() {
+            self.assignment.done(done);
+        }
+        self.store();
+        if let Err(error) = self.finish_revocation() {
+            tracing::warn!(%error, "partitions were not given back");
+        }
+        let client = Arc::clone(&self.member.client);
+        // `self.member` is dropped in the closure: leaving the group blocks.
+        let member = self.member;
+        let closed = tokio::task::spawn_blocking(move || {
+            let committed = client.commit_consumer_state(CommitMode::Sync);
+            drop(client);
+            drop(member);
+            committed
+        });
+        let nothing_to_commit =
+            |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::NoOffset);
+        match tokio::time::timeout(CLOSE_TIMEOUT, closed).await {
+            Ok(Ok(Err(error))) if !nothing_to_commit(&error) => {
+                tracing::warn!(%error, "the last offsets were not committed");
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => tracing::warn!("the group could not be left in time"),
+        }
+        self.state.set_assigned(0, self.assignment.generation());
+        self.state.set_in_flight(0);
+    }
+
+    fn topic(&self, name: &str) -> Option<Topic> {
+        let known = self.topics.iter().find(|(_, known)| **known == *name);
+        known.map(|(topic, _)| *topic)
+    }
+
+    fn name(&self, topic: Topic) -> &str {
+        let known = self.topics.iter().find(|(known, _)| *known == topic);
+        known.map_or("", |(_, name)| name)
+    }
+
+    fn places(&self, list: &TopicPartitionList) -> Vec<Place> {
+        let elements = list.elements().into_iter();
+        elements
+            .filter_map(|e| Some((self.topic(e.topic())?, e.partition())))
+            .collect()
+    }
+
+    fn list(&self, places: impl Iterator<Item = (Place, Offset)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), offset) in places {
+            let mut element = list.add_partition(self.name(topic), partition);
+            if let Err(error) = element.set_offset(offset) {
+                tracing::warn!(%error, "offset out of range");
+            }
+        }
+        list
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // counts of tasks and partitions are small
+fn count(number: usize) -> f64 {
+    number as f64
+}
