@@ -150,6 +150,18 @@ settings! {
     fetch_timeout_ms: Millis = "AGENTHUB_FETCH_TIMEOUT_MS", "10000";
     /// Where documents and audit files are kept: a folder, or `s3://bucket/prefix`.
     storage_url: String = "AGENTHUB_STORAGE_URL", ".agenthub/storage";
+    /// Endpoint of an S3-compatible store; Amazon's own when empty.
+    aws_endpoint_url: Option<String> = "AWS_ENDPOINT_URL", "";
+    /// Region of the bucket.
+    aws_region: String = "AWS_REGION", "us-east-1";
+    /// Access key of the bucket; when empty, the credentials of the machine's or pod's role are asked for.
+    aws_access_key_id: String = "AWS_ACCESS_KEY_ID", "";
+    /// Secret of that access key.
+    aws_secret_access_key: SecretString = "AWS_SECRET_ACCESS_KEY", "", secret;
+    /// Session token of a temporary access key.
+    aws_session_token: SecretString = "AWS_SESSION_TOKEN", "", secret;
+    /// Whether the endpoint may be plain HTTP.
+    aws_allow_http: bool = "AWS_ALLOW_HTTP", "false";
     /// Folder for what a process can make again, such as search indexes.
     cache_dir: PathBuf = "AGENTHUB_CACHE_DIR", ".agenthub/cache";
     /// Milliseconds between two looks at the corpus for changes.

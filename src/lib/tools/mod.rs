@@ -4,7 +4,11 @@
 //! Invariant: a tool is called only with arguments that its JSON Schema accepts, and declares what a
 //! repeated call does.
 
+pub mod ads;
 pub mod catalogue;
+pub mod registry;
+pub mod retrieval;
+pub mod summarize;
 
 use std::time::Duration;
 
