@@ -6,12 +6,12 @@
 
 mod api_key;
 mod idempotency;
-// mod keys;
+mod keys;
 mod role;
 
 pub use api_key::{IssuedKey, PresentedKey};
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
-// pub use keys::{KeyError, Keys, NewKey};
+pub use keys::{KeyError, Keys, NewKey};
 pub use role::{Permission, Role};
 
 use crate::config::Settings;

@@ -9,10 +9,12 @@ mod client;
 pub mod consumer;
 pub mod frontier;
 mod health;
+mod outbox;
 mod producer;
 pub mod schemas;
 
 pub use client::KafkaSettings;
 pub use consumer::{Ack, Consumer, ConsumerError, ConsumerOptions, Handler, Incoming, StartFrom};
 pub use health::BrokerHealth;
+pub use outbox::{Acknowledged, OutboxProducer};
 pub use producer::{ClientError, Delivery, ProduceError, Producer};

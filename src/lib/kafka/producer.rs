@@ -179,22 +179,22 @@ impl Producer {
         if let Some(error) = records.iter().find_map(|r| refuse_command(r).err()) {
             return records.iter().map(|_| Err(error.clone())).collect();
         }
-        self.send_all(records).await
+        self.send_all(records.iter()).await
     }
 
     /// Sends any record and waits for its acknowledgement, at most the produce timeout.
-    pub(crate) async fn send(&self, record: &Outgoing) -> Result<Delivery, ProduceError> {
+    async fn send(&self, record: &Outgoing) -> Result<Delivery, ProduceError> {
         let pending = self.enqueue(record);
         self.acknowledged(pending).await
     }
 
     /// Hands every record to the client in the given order, then waits for all acknowledgements.
     /// Records of one partition keep their order.
-    pub(crate) async fn send_all(
+    pub(super) async fn send_all(
         &self,
-        records: &[Outgoing],
+        records: impl Iterator<Item = &Outgoing>,
     ) -> Vec<Result<Delivery, ProduceError>> {
-        let pending: Vec<Pending> = records.iter().map(|r| self.enqueue(r)).collect();
+        let pending: Vec<Pending> = records.map(|r| self.enqueue(r)).collect();
         join_all(pending.into_iter().map(|p| self.acknowledged(p))).await
     }
 

@@ -21,6 +21,15 @@ pub enum RunKind {
 }
 
 impl RunKind {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plan => "plan",
+            Self::Execute => "execute",
+            Self::PlanExecute => "plan_execute",
+        }
+    }
+
     /// The command with which a run of this kind begins.
     pub fn first_command(self) -> CommandKind {
         match self {

@@ -9,20 +9,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::{Effects, ToolSpec};
-
-/// Bytes of one problem's text: an argument's name may be as long as the arguments themselves.
-const MAX_MESSAGE_BYTES: usize = 240;
-/// Problems that are reported at once.
-const MAX_PROBLEMS: usize = 16;
-
-/// One reason why arguments do not fit a tool's schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ArgProblem {
-    /// Where: a JSON Pointer (RFC 6901) into the arguments, empty for the whole of them.
-    pub path: String,
-    /// What is wrong. Shows no value that was given.
-    pub message: String,
-}
+use crate::plan::ArgsProblem;
 
 /// Every shipped tool, in the order in which models see them.
 pub fn all() -> &'static [ToolSpec] {
@@ -35,27 +22,21 @@ pub fn find(name: &str) -> Option<&'static ToolSpec> {
 }
 
 /// Checks arguments by the schema of the tool `name`. An unknown tool is a problem of its own.
-pub fn validate_args(name: &str, args: &Value) -> Result<(), Vec<ArgProblem>> {
-    let one = |message: &str| {
-        Err(vec![ArgProblem {
+pub fn validate_args(name: &str, args: &Value) -> Result<(), Vec<ArgsProblem>> {
+    let one = |keyword: &str, message: &str| {
+        Err(vec![ArgsProblem {
             path: String::new(),
+            keyword: keyword.to_owned(),
             message: message.to_owned(),
         }])
     };
     let Some(compiled) = VALIDATORS.get(name) else {
-        return one("there is no such tool");
+        return one("tool", "there is no such tool");
     };
     let Ok(validator) = compiled else {
-        return one("the tool's schema cannot be compiled");
+        return one("schema", "the tool's schema cannot be compiled");
     };
-    let problems: Vec<_> = validator
-        .iter_errors(args)
-        .take(MAX_PROBLEMS)
-        .map(|error| ArgProblem {
-            path: cut(&error.instance_path().to_string()),
-            message: cut(&error.masked().to_string()),
-        })
-        .collect();
+    let problems: Vec<_> = validator.iter_errors(args).map(|error| ArgsProblem::from(&error)).collect();
     if problems.is_empty() {
         Ok(())
     } else {
@@ -233,13 +214,6 @@ fn schema(body: &Value) -> Value {
     let mut schema = body.clone();
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema
-}
-
-fn cut(text: &str) -> String {
-    if text.len() <= MAX_MESSAGE_BYTES {
-        return text.to_owned();
-    }
-    format!("{}…", &text[..text.floor_char_boundary(MAX_MESSAGE_BYTES)])
 }
 
 #[cfg(test)]

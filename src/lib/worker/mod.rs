@@ -4,6 +4,8 @@
 //! Invariant: from the acquire on, the run's lease and timer own it. A worker that dies loses nothing;
 //! one that lost its lease changes nothing.
 
+mod attempt;
+mod audit;
 mod command;
 mod context;
 mod dead_letters;
@@ -11,7 +13,9 @@ mod execution;
 mod lease;
 mod owned;
 mod planning;
+mod progress;
 mod sweeper;
+mod telling;
 
 pub use context::WorkerContext;
 pub use execution::Execution;
@@ -112,7 +116,7 @@ impl Worker {
         };
         run.produce_behind(outbox);
         if outcome == Outcome::Poisoned {
-            self.give_up(record, run).await;
+            self.give_up(record, &run).await;
             return ack.done();
         }
         if outcome == Outcome::Acquired {
@@ -173,7 +177,7 @@ impl Worker {
     }
 
     /// Ends a run whose command was taken up too often without progress, with a dead letter.
-    async fn give_up(&self, record: &Incoming, run: Owned) {
+    async fn give_up(&self, record: &Incoming, run: &Owned) {
         let error = format!("taken up {} times without progress", self.context.settings.max_deliveries);
         let letter = dead_letters::letter(
             &self.context,

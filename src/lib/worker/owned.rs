@@ -11,7 +11,7 @@ use super::{WorkerContext, reconnect_delays};
 use crate::kafka::Acknowledged;
 use crate::messages::Command;
 use crate::privacy::DataKey;
-use crate::runs::{Acquired, CancelMode, Fields, OutboxEntry, Recorded, Transition};
+use crate::runs::{Acquired, CancelMode, Fields, Next, Outcome, OutboxEntry, Recorded, Transition};
 
 /// A random name of one ownership: 128 bits, compared by equality.
 pub(super) fn new_owner() -> String {
@@ -39,6 +39,8 @@ pub(super) struct Owned {
     /// The run as it was when it was acquired.
     pub(super) fields: Fields,
     pub(super) key: DataKey,
+    /// Whether this ownership began the stage, and not one before it.
+    pub(super) fresh: bool,
     owner: String,
     number: AtomicU64,
     held: Held,
@@ -47,7 +49,7 @@ pub(super) struct Owned {
 }
 
 impl Owned {
-    /// `None` when the session was erased.
+    /// Holds the lease from here on. `None` when the session was erased.
     pub(super) fn new(
         context: Arc<WorkerContext>,
         command: Command,
@@ -69,6 +71,7 @@ impl Owned {
             command,
             fields: acquired.fields,
             key,
+            fresh: acquired.outcome == Outcome::Acquired,
             owner,
             number: AtomicU64::new(1),
             held,
@@ -129,8 +132,11 @@ impl Owned {
     /// Records the transition with which this ownership ends, and returns when Kafka has its records:
     /// only then may the command's offset move. When Kafka does not take them, the sweepers will see to
     /// it: the run's timer is set.
-    pub(super) async fn finish(self, transition: Transition<'_>) {
+    pub(super) async fn finish(&self, transition: Transition<'_>) {
         let recorded = self.write(&transition).await;
+        if let (Recorded::Done { .. }, Some(Next::End { status, .. })) = (&recorded, &transition.next) {
+            self.tell_end(status.as_str());
+        }
         let (Recorded::Done { outbox, .. } | Recorded::Discarded { outbox }) = recorded;
         let (acknowledged, outcome) = self.context.outbox.produce(&outbox).await;
         if let Err(error) = outcome {
@@ -140,6 +146,25 @@ impl Owned {
         let run = &self.command.spec.run_id;
         let left = left.into_iter().map(|number| Acknowledged { run: run.clone(), number });
         self.context.outbox.forget(&self.command.spec.tenant, left.chain(acknowledged).collect());
+    }
+
+    /// The one line of a run's end in the log, and its metrics.
+    fn tell_end(&self, outcome: &'static str) {
+        let spec = &self.command.spec;
+        let duration_ms = self.context.now_ms().saturating_sub(spec.created_ms);
+        let kind = spec.kind.as_str();
+        metrics::counter!("agenthub_runs_total", "kind" => kind, "outcome" => outcome).increment(1);
+        metrics::histogram!("agenthub_run_duration_ms", "kind" => kind).record(super::to_f64(duration_ms));
+        tracing::info!(
+            tenant = %spec.tenant,
+            run_id = %spec.run_id,
+            session_id = %spec.session_id,
+            kind,
+            outcome,
+            duration_ms,
+            deliveries = self.fields.number("deliveries"),
+            "run ended"
+        );
     }
 
     /// Produces entries while the work goes on.

@@ -86,6 +86,7 @@ end
 local outcome = 'resumed'
 if R.f.begun == A.stage then
   left_in_outbox(R)
+  set(R, 'status', A.stage == 'plan' and 'planning' or 'executing') -- it may have been parked
 else
   -- Here the outbox holds only what the stage before is producing at this moment.
   outcome = 'acquired'

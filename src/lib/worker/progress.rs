@@ -1,0 +1,341 @@
+//! How far a plan is: the journal of its steps, and the transitions that move it on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::RngExt;
+use serde_json::{Value, json};
+
+use super::attempt::Attempted;
+use super::audit::Call;
+use super::owned::Owned;
+use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
+use crate::executor::schedule::{Outcome, Schedule, StepState};
+use crate::messages::EventType;
+use crate::plan::{CheckedPlan, Step, reference};
+use crate::runs::{NewEvent, StepEntry, StepStatus, Transition, UsageDelta};
+use crate::tools::{Effects, ToolError, ToolErrorClass, ToolOutput, catalogue};
+
+/// What follows the end of an attempt.
+pub(super) enum After {
+    /// Another attempt, later.
+    Wait {
+        /// The step.
+        step: String,
+        /// How much later.
+        after: Duration,
+    },
+    /// Nothing of this step.
+    Nothing,
+}
+
+/// How far a plan is.
+pub(super) struct Progress<'a> {
+    run: &'a Owned,
+    plan: &'a CheckedPlan,
+    schedule: Schedule<'a>,
+    entries: BTreeMap<String, StepEntry>,
+    outputs: BTreeMap<String, Value>,
+    /// Steps whose start is in the transition being made.
+    begun: Vec<String>,
+    /// Failures so far, to tell which came first.
+    failures: u64,
+}
+
+impl<'a> Progress<'a> {
+    /// From the run's journal. An error means that a recorded output does not open.
+    pub(super) fn new(run: &'a Owned, plan: &'a CheckedPlan) -> Result<Self, String> {
+        let entries = run.fields.journal().steps;
+        let mut outputs = BTreeMap::new();
+        for (id, entry) in &entries {
+            if let Some(sealed) = &entry.output {
+                let bytes = run.key.open(sealed).map_err(|e| e.to_string())?;
+                outputs.insert(id.clone(), serde_json::from_slice(&bytes).map_err(|e| e.to_string())?);
+            }
+        }
+        let state = |id: &str| match entries.get(id) {
+            None => StepState::Pending,
+            Some(entry) => match entry.status {
+                StepStatus::Running => StepState::Running,
+                StepStatus::Retrying => StepState::Waiting,
+                StepStatus::Succeeded => StepState::Succeeded,
+                StepStatus::Failed | StepStatus::OutcomeUnknown => StepState::Failed {
+                    code: entry.code.clone().unwrap_or_default(),
+                    seq: entry.ended_ms.unwrap_or(0),
+                },
+            },
+        };
+        let schedule = Schedule::new(plan, state);
+        Ok(Self { run, plan, schedule, entries, outputs, begun: Vec::new(), failures: run.context.now_ms() })
+    }
+
+    pub(super) fn step(&self, id: &str) -> Option<&'a Step> {
+        self.plan.steps().get(self.plan.index_of(id)?)
+    }
+
+    pub(super) fn attempts(&self, id: &str) -> u32 {
+        self.entries.get(id).map_or(1, |entry| entry.attempts)
+    }
+
+    pub(super) fn effects(&self, id: &str) -> Effects {
+        let spec = self.step(id).and_then(|step| catalogue::find(&step.tool));
+        spec.map_or(Effects::Unsafe, |spec| spec.effects)
+    }
+
+    pub(super) fn error(&self, id: &str) -> Option<String> {
+        self.entries.get(id)?.error.clone()
+    }
+
+    pub(super) fn ready(&self) -> Vec<String> {
+        self.schedule.ready().iter().map(|step| step.id.clone()).collect()
+    }
+
+    pub(super) fn may_start(&self) -> bool {
+        self.schedule.may_start()
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.schedule.is_done()
+    }
+
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        self.schedule.outcome()
+    }
+
+    /// Steps that the acquire began.
+    pub(super) fn begun(&self) -> Vec<String> {
+        self.with_status(StepStatus::Running)
+    }
+
+    /// Steps that wait for another attempt whose time is not known any more.
+    pub(super) fn retrying(&self) -> Vec<String> {
+        if self.may_start() { self.with_status(StepStatus::Retrying) } else { Vec::new() }
+    }
+
+    fn with_status(&self, status: StepStatus) -> Vec<String> {
+        let matching = self.entries.iter().filter(|(_, entry)| entry.status == status);
+        matching.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The steps whose start the transition declares.
+    pub(super) fn take_begun(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.begun)
+    }
+
+    /// Declared and not called: no attempt was made.
+    pub(super) fn unbegin(&mut self, steps: &[String]) {
+        for id in steps {
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.status = StepStatus::Retrying;
+                entry.attempts -= 1;
+            }
+        }
+    }
+
+    /// A step's arguments, references replaced by what earlier steps gave.
+    pub(super) fn resolve(&self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
+        reference::resolve(&step.args, &|id| self.outputs.get(id), max_bytes)
+            .map_err(|error| ToolError::permanent("unresolved_reference", error.to_string()))
+    }
+
+    /// What the run gives: the outputs of the steps that no other step builds on.
+    pub(super) fn result(&self) -> Value {
+        let used: Vec<usize> =
+            (0..self.plan.steps().len()).flat_map(|i| self.plan.dependencies(i).iter().copied()).collect();
+        let last = self.plan.steps().iter().enumerate().filter(|(i, _)| !used.contains(i));
+        let outputs: serde_json::Map<String, Value> =
+            last.filter_map(|(_, step)| Some((step.id.clone(), self.outputs.get(&step.id)?.clone()))).collect();
+        json!({ "answer": self.plan.plan().answer, "outputs": outputs })
+    }
+
+    /// Puts the start of a step's next attempt into the transition.
+    pub(super) fn begin(&mut self, transition: &mut Transition<'_>, id: &str) {
+        let Some(step) = self.step(id) else { return };
+        let now = self.run.context.now_ms();
+        let entry = match self.entries.remove(id) {
+            Some(mut entry) => {
+                entry.status = StepStatus::Running;
+                entry.attempts += 1;
+                entry
+            }
+            None => StepEntry::begun(&step.tool, 1, now),
+        };
+        let args = self.resolve(step, self.run.context.settings.max_args_bytes.0).unwrap_or(Value::Null);
+        transition.events.push(NewEvent {
+            event_type: EventType::StepStarted,
+            data: self.run.told(&json!({ "tool": step.tool, "args": args })),
+            step: Some(id.to_owned()),
+            attempt: Some(entry.attempts),
+            state: None,
+        });
+        self.schedule.set(id, StepState::Running);
+        self.put(transition, id, entry);
+        self.begun.push(id.to_owned());
+    }
+
+    /// What an earlier owner left running had its result lost: another attempt where that is safe.
+    pub(super) fn take_over(&mut self, transition: &mut Transition<'_>, max_attempts: u32) {
+        for id in self.with_status(StepStatus::Running) {
+            let attempted = Attempted {
+                step_id: id.clone(),
+                outcome: Err(ToolError::transient("worker_lost", "the worker was lost before it had the result")),
+                duration: Duration::ZERO,
+                called: true,
+            };
+            // A lost worker is not the tool's failure: it does not use up the step's attempts.
+            let attempts = max_attempts.saturating_add(self.attempts(&id));
+            if let After::Wait { step, .. } = self.ended(transition, attempted, attempts) {
+                self.begin(transition, &step);
+            }
+        }
+    }
+
+    /// Puts the end of an attempt into the transition.
+    pub(super) fn ended(
+        &mut self,
+        transition: &mut Transition<'_>,
+        attempted: Attempted,
+        max_attempts: u32,
+    ) -> After {
+        let id = attempted.step_id.clone();
+        let Some(entry) = self.entries.remove(&id) else { return After::Nothing };
+        self.count(transition, &entry, &attempted);
+        match attempted.outcome {
+            Ok(output) => {
+                self.succeeded(transition, &id, entry, output, attempted.duration);
+                After::Nothing
+            }
+            Err(error) => self.failed(transition, &id, entry, &error, attempted.called, max_attempts),
+        }
+    }
+
+    fn succeeded(
+        &mut self,
+        transition: &mut Transition<'_>,
+        id: &str,
+        mut entry: StepEntry,
+        output: ToolOutput,
+        duration: Duration,
+    ) {
+        let sealed = self.run.key.seal(output.value.to_string().as_bytes());
+        let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        transition.events.push(NewEvent {
+            event_type: EventType::StepCompleted,
+            data: self.run.told(&json!({ "tool": entry.tool, "output": output.value, "duration_ms": duration_ms })),
+            step: Some(id.to_owned()),
+            attempt: Some(entry.attempts),
+            state: Some(sealed.clone()),
+        });
+        entry.status = StepStatus::Succeeded;
+        entry.ended_ms = Some(self.run.context.now_ms());
+        entry.output = Some(sealed);
+        (entry.code, entry.error) = (None, None);
+        self.schedule.set(id, StepState::Succeeded);
+        self.outputs.insert(id.to_owned(), output.value);
+        self.put(transition, id, entry);
+    }
+
+    fn failed(
+        &mut self,
+        transition: &mut Transition<'_>,
+        id: &str,
+        mut entry: StepEntry,
+        error: &ToolError,
+        called: bool,
+        max_attempts: u32,
+    ) -> After {
+        let decision = decide(&FailedAttempt {
+            class: error.class,
+            effects: self.effects(id),
+            may_have_arrived: called,
+            attempt: entry.attempts,
+            max_attempts,
+            remaining: Duration::from_millis(self.run.remaining_ms()),
+            chance: rand::rng().random(),
+        });
+        let message = self.run.context.masker.text(&error.message).to_string();
+        let mut data = json!({ "tool": entry.tool, "code": error.code, "message": message });
+        entry.code = Some(error.code.to_owned());
+        entry.error = Some(message);
+        let attempt = Some(entry.attempts);
+        let (event_type, after) = match decision {
+            RetryDecision::Retry { after } if self.schedule.may_start() => {
+                entry.status = StepStatus::Retrying;
+                data["retry_in_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+                self.schedule.set(id, StepState::Waiting);
+                (EventType::StepRetrying, After::Wait { step: id.to_owned(), after })
+            }
+            RetryDecision::OutcomeUnknown => {
+                entry.status = StepStatus::OutcomeUnknown;
+                entry.code = Some("outcome_unknown".to_owned());
+                data["code"] = json!("outcome_unknown");
+                (EventType::StepFailed, After::Nothing)
+            }
+            RetryDecision::GiveUp { .. } | RetryDecision::Retry { .. } => {
+                entry.status = StepStatus::Failed;
+                (EventType::StepFailed, After::Nothing)
+            }
+        };
+        if event_type == EventType::StepFailed {
+            self.failures += 1;
+            entry.ended_ms = Some(self.run.context.now_ms());
+            let code = entry.code.clone().unwrap_or_default();
+            self.schedule.set(id, StepState::Failed { code, seq: self.failures });
+        }
+        transition.events.push(NewEvent {
+            event_type,
+            data: data.to_string(),
+            step: Some(id.to_owned()),
+            attempt,
+            state: None,
+        });
+        self.put(transition, id, entry);
+        after
+    }
+
+    /// Steps that were dropped in the middle of a call are not told as running for ever.
+    pub(super) fn forget_running(&mut self, transition: &mut Transition<'_>) {
+        for id in self.with_status(StepStatus::Running) {
+            let Some(mut entry) = self.entries.remove(&id) else { continue };
+            entry.status = if self.effects(&id) == Effects::None {
+                StepStatus::Failed
+            } else {
+                StepStatus::OutcomeUnknown
+            };
+            entry.code = Some("cancelled".to_owned());
+            entry.ended_ms = Some(self.run.context.now_ms());
+            self.put(transition, &id, entry);
+        }
+    }
+
+    fn put(&mut self, transition: &mut Transition<'_>, id: &str, entry: StepEntry) {
+        transition.set.insert(format!("s:{id}"), serde_json::to_string(&entry).unwrap_or_default());
+        self.entries.insert(id.to_owned(), entry);
+    }
+
+    /// The use of a model inside the tool, and the audit record of the call.
+    fn count(&self, transition: &mut Transition<'_>, entry: &StepEntry, attempted: &Attempted) {
+        if !attempted.called {
+            return;
+        }
+        let used = attempted.outcome.as_ref().ok().and_then(|output| output.usage.as_ref());
+        let usage = used.map_or_else(UsageDelta::default, |used| self.run.settle(&used.model, Some(used.usage)));
+        if used.is_some() {
+            let total = transition.usage.get_or_insert_default();
+            total.input_tokens += usage.input_tokens;
+            total.output_tokens += usage.output_tokens;
+            total.cost_micro_usd += usage.cost_micro_usd;
+        }
+        let refused_by = match &attempted.outcome {
+            Err(error) if error.class == ToolErrorClass::Refused => Some(error.code),
+            _ => None,
+        };
+        transition.records.extend(self.run.audit(&Call {
+            action: "tool_call",
+            target: &entry.tool,
+            usage,
+            duration_ms: u64::try_from(attempted.duration.as_millis()).unwrap_or(u64::MAX),
+            refused_by,
+        }));
+    }
+}
