@@ -3,10 +3,10 @@
 //! The tables follow IANA's IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190)
 //! with the multicast and reserved space of the address-space registries. Two choices are stricter
 //! than the registries:
-//! - 192.0.0.0/24 and 2001::/23 are refused whole. The few entries inside them that count as
-//!   globally reachable (PCP and TURN anycast, AMT, ORCHIDv2, drone identifiers) are protocol
+//! - 192.0.0.0/24 and `2001::/23` are refused whole. The few entries inside them that count as
+//!   globally reachable (PCP and TURN anycast, AMT, `ORCHIDv2`, drone identifiers) are protocol
 //!   machinery, often of the own network, and never web servers.
-//! - IPv6 is refused outside 2000::/3, the only unicast space that IANA has delegated (RFC 4291),
+//! - IPv6 is refused outside `2000::/3`, the only unicast space that IANA has delegated (RFC 4291),
 //!   but for the well-known NAT64 prefix around a global IPv4 address (RFC 6052), which is how an
 //!   IPv6-only network reaches IPv4.
 //!
@@ -92,9 +92,8 @@ const fn v4(
     name: &'static str,
     source: &'static str,
 ) -> Range<Ipv4Addr> {
-    let [a, b, c, d] = octets;
     Range {
-        base: Ipv4Addr::new(a, b, c, d),
+        base: Ipv4Addr::from_octets(octets),
         prefix,
         name,
         source,
@@ -194,7 +193,7 @@ pub static V6_RANGES: &[Range<Ipv6Addr>] = &[
     v6([0xff00, 0, 0, 0], 8, "Multicast", "RFC 4291"),
 ];
 
-/// Everything outside 2000::/3 that no entry above names.
+/// Everything outside `2000::/3` that no entry above names.
 const UNDELEGATED: NonGlobal = NonGlobal {
     range: "Reserved by IETF",
     source: "RFC 4291",
@@ -262,13 +261,11 @@ static METADATA_NAMES: &[&str] = &[
 ];
 
 const fn ip4(octets: [u8; 4]) -> IpAddr {
-    let [a, b, c, d] = octets;
-    IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    IpAddr::V4(Ipv4Addr::from_octets(octets))
 }
 
 const fn ip6(segments: [u16; 8]) -> IpAddr {
-    let [a, b, c, d, e, f, g, h] = segments;
-    IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h))
+    IpAddr::V6(Ipv6Addr::from_segments(segments))
 }
 
 impl Range<Ipv4Addr> {

@@ -62,12 +62,14 @@ impl FetchError {
         match self {
             Self::Blocked(_) => Class::Refused,
             // 408 and 425 ask for another try as 429 does.
-            Self::Status { status, .. } if matches!(status, 408 | 425 | 429 | 500..) => {
-                Class::Transient
+            Self::Status {
+                status: 408 | 425 | 429 | 500..,
+                ..
             }
-            Self::Timeout | Self::Unresolved | Self::Connect | Self::Interrupted => {
-                Class::Transient
-            }
+            | Self::Timeout
+            | Self::Unresolved
+            | Self::Connect
+            | Self::Interrupted => Class::Transient,
             Self::Status { .. }
             | Self::HeadersTooLarge
             | Self::ContentType

@@ -163,6 +163,11 @@ impl Target {
         }
     }
 
+    /// Whether the operator listed the host, so that its addresses need not be global.
+    pub fn is_listed(&self) -> bool {
+        self.reach != Reach::Global
+    }
+
     /// Decides about the addresses that a look-up of [`Target::name`] gave. They are ignored when
     /// the host is an address itself.
     pub fn decide(&self, answers: &[IpAddr]) -> Decision {
@@ -240,12 +245,12 @@ impl Policy {
         };
         let listed = self.allow.contains(&host, port);
         let reach = reach(&host, listed)?;
+        if let Some(ip) = address(&host) {
+            reach.check_address(ip)?;
+        }
         if !listed && !PORTS.contains(&port) {
             let detail = format_args!("port {port} is not among {PORTS:?}");
             return Err(Block::new(BlockReason::PortNotAllowed, detail));
-        }
-        if let Some(ip) = address(&host) {
-            reach.check_address(ip)?;
         }
         // What is sent (Host, SNI) and what is resolved must be what was checked.
         if let Host::Domain(name) = &host {

@@ -99,7 +99,7 @@ async fn loopback_is_refused_unless_it_is_listed() {
 
     assert_eq!(
         blocked(client(&[]).get(&url).await),
-        BlockReason::PortNotAllowed
+        BlockReason::AddressNotGlobal
     );
     let other_port = format!("127.0.0.1:{}", port.wrapping_add(1).max(1));
     blocked(client(&[&other_port]).get(&url).await);
