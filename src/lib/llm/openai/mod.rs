@@ -1,8 +1,8 @@
 //! The client of OpenAI-compatible endpoints: chat completions with function calling.
 //!
-//! async-openai makes the requests, through an HTTP service of ours ([`attempt`]) in place of its own,
-//! which would repeat failed calls and sleep as long as `Retry-After` says. [`failure`] classifies what
-//! goes wrong, [`wire`] translates requests and answers.
+//! async-openai makes the requests, through an HTTP service of ours (`attempt`) in place of its own,
+//! which would repeat failed calls and sleep as long as `Retry-After` says. `failure` classifies what
+//! goes wrong, `wire` translates requests and answers.
 //!
 //! Invariant: one call of [`OpenAiClient::chat`] sends one request, reads at most 32 MiB, ends within
 //! the timeout, and neither its errors nor its log show the API key or the conversation.
