@@ -1,6 +1,13 @@
 //! The model client: one call is one attempt. Retry, budgets and cancellation are the worker's.
 //!
-//! Invariant: nothing here sleeps or repeats a call by itself.
+//! [`openai`] is the client, [`pricing`] says what a call costs, and [`sim`] is a server that stands
+//! in for a provider where there is none.
+//!
+//! Invariant: the client neither sleeps nor repeats a call by itself.
+
+pub mod openai;
+pub mod pricing;
+pub mod sim;
 
 use std::time::Duration;
 
