@@ -98,7 +98,7 @@ pub enum Added {
 pub enum CorpusError {
     /// The store failed.
     #[error("the document store failed: {0}")]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The lock file of the store's folder failed.
     #[error("the document store cannot be locked: {0}")]
     Lock(std::io::Error),
@@ -111,6 +111,13 @@ pub enum CorpusError {
     /// The tenant would have too many documents.
     #[error("a tenant may have at most {MAX_DOCUMENTS} documents")]
     Full,
+}
+
+/// By hand: the text shows the cause, so it must not be shown again as the source.
+impl From<StoreError> for CorpusError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 /// Access to the documents.

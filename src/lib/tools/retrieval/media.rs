@@ -3,6 +3,7 @@
 //! The text has one form whatever it came from: headings are lines that begin with `#`, paragraphs
 //! are parted by empty lines.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -13,8 +14,9 @@ pub const MAX_BYTES: usize = 5 << 20;
 const MAX_TITLE_CHARS: usize = 200;
 /// Columns at which HTML is wrapped: as good as never, for lines mean nothing in a search.
 const HTML_WIDTH: usize = 10_000;
-/// Elements of HTML that may lie within each other; the parser's time grows with their square.
-const MAX_HTML_DEPTH: usize = 2_000;
+/// Elements of HTML that may lie within each other, as in browsers: the renderer's time grows with
+/// their square.
+const MAX_HTML_DEPTH: usize = 512;
 
 /// What was read from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,33 +208,38 @@ fn html_text(source: &str) -> Result<String, Unreadable> {
         .map_err(|_| Unreadable::Html)
 }
 
-/// An upper guess of how deep elements lie: tags opened less tags closed, at its highest. Elements
-/// that need no end tag are not counted.
+/// An upper guess of how deep elements lie: for each name the tags opened less those closed. An end
+/// tag without its beginning closes nothing, as in the parser.
 fn open_elements(source: &str) -> usize {
     static TAG: LazyLock<Option<Regex>> =
-        LazyLock::new(|| Regex::new(r"<(/?)([A-Za-z][A-Za-z0-9]*)").ok());
-    let Some(tag) = &*TAG else { return 0 };
-    let (mut open, mut highest) = (0usize, 0);
+        LazyLock::new(|| Regex::new(r"<(/?)([A-Za-z][A-Za-z0-9]*)[^<>]*?(/?)>").ok());
+    /// Elements that end by themselves, or with the next of their kind.
+    const NO_END: [&str; 25] = [
+        "area", "base", "br", "col", "colgroup", "dd", "dt", "embed", "hr", "img", "input", "li",
+        "link", "meta", "option", "p", "source", "tbody", "td", "tfoot", "th", "thead", "tr",
+        "track", "wbr",
+    ];
+    let Some(tag) = &*TAG else { return usize::MAX };
+    let mut open: HashMap<String, usize> = HashMap::new();
+    let (mut depth, mut deepest) = (0usize, 0);
     for found in tag.captures_iter(source) {
-        let no_end = [
-            "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source",
-            "track", "wbr", "p", "li", "dt", "dd", "tr", "td", "th", "option", "thead", "tbody",
-            "tfoot", "colgroup",
-        ];
-        if no_end
-            .iter()
-            .any(|name| found[2].eq_ignore_ascii_case(name))
-        {
+        let name = found[2].to_ascii_lowercase();
+        // `/>` means something in drawings only.
+        let in_drawing = open.get("svg").is_some_and(|count| *count > 0);
+        if NO_END.contains(&name.as_str()) || (in_drawing && !found[3].is_empty()) {
             continue;
         }
+        let count = open.entry(name).or_default();
         if found[1].is_empty() {
-            open += 1;
-            highest = highest.max(open);
-        } else {
-            open = open.saturating_sub(1);
+            *count += 1;
+            depth += 1;
+            deepest = deepest.max(depth);
+        } else if *count > 0 {
+            *count -= 1;
+            depth -= 1;
         }
     }
-    highest
+    deepest
 }
 
 fn html_title(source: &str) -> Option<String> {
@@ -279,8 +286,18 @@ mod tests {
     fn html_that_nests_without_end_is_refused() {
         let deep = "<div>".repeat(100_000);
         assert_eq!(extract("a.html", deep.as_bytes()), Err(Unreadable::Html));
-        let nested = format!("{}word{}", "<div>".repeat(1_500), "</div>".repeat(1_500));
-        assert!(read("a.html", &nested).text.contains("word"));
+        let unclosed = "<div></x>".repeat(1_000);
+        assert_eq!(
+            extract("a.html", unclosed.as_bytes()),
+            Err(Unreadable::Html)
+        );
+
+        let nested = format!("{}word{}", "<div>".repeat(400), "</div>".repeat(400));
+        let drawing = format!("<svg>{}</svg>word", "<path d='M0'/>".repeat(1_000));
+        let list = format!("<ul>{}</ul>", "<li>word<br>".repeat(1_000));
+        for page in [nested, drawing, list] {
+            assert!(read("a.html", &page).text.contains("word"));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `retrieval`: full-text search in a tenant's documents.
 //!
 //! [`intake`] finds files and [`media`] reads them; [`corpus`] keeps them in the object store, where
-//! every executor finds them; [`tenants`] keeps an index per tenant over [`passages`] of them.
+//! every executor finds them; `tenants` keeps an index per tenant over [`passages`] of them.
 //!
 //! Invariant: a search sees the documents of its own tenant and no others; each tenant has an index
 //! of its own, so that no filter can be forgotten.

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, RetryConfig};
 use secrecy::ExposeSecret;
 
 use crate::config::StorageSettings;
@@ -28,10 +29,10 @@ pub enum StorageError {
     Url,
     /// The folder cannot be made.
     #[error("the storage folder cannot be used: {0}")]
-    Folder(#[from] std::io::Error),
+    Folder(std::io::Error),
     /// The client of the store refuses its settings.
     #[error("the object store cannot be opened: {0}")]
-    Client(#[from] object_store::Error),
+    Client(object_store::Error),
 }
 
 impl Storage {
@@ -47,9 +48,11 @@ impl Storage {
     }
 
     fn open_folder(folder: PathBuf) -> Result<Self, StorageError> {
-        std::fs::create_dir_all(&folder)?;
+        std::fs::create_dir_all(&folder).map_err(StorageError::Folder)?;
         // A manifest must not survive a crash that its documents do not.
-        let store = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
+        let store = LocalFileSystem::new_with_prefix(&folder)
+            .map_err(StorageError::Client)?
+            .with_fsync(true);
         Ok(Self {
             store: Arc::new(store),
             folder: Some(folder),
@@ -67,7 +70,8 @@ impl Storage {
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(bucket)
             .with_region(&settings.region)
-            .with_allow_http(settings.allow_http);
+            .with_allow_http(settings.allow_http)
+            .with_retry(retry());
         if let Some(endpoint) = &settings.endpoint {
             builder = builder.with_endpoint(endpoint);
         }
@@ -80,7 +84,7 @@ impl Storage {
                 builder = builder.with_token(token);
             }
         }
-        let s3 = builder.build()?;
+        let s3 = builder.build().map_err(StorageError::Client)?;
         let store: Arc<dyn ObjectStore> = if prefix.is_empty() {
             Arc::new(s3)
         } else {
@@ -90,6 +94,16 @@ impl Storage {
             store,
             folder: None,
         })
+    }
+}
+
+/// Fewer retries than the library's own three minutes: a tool call has a timeout, and a person waits
+/// at the command line.
+fn retry() -> RetryConfig {
+    RetryConfig {
+        max_retries: 4,
+        retry_timeout: Duration::from_secs(15),
+        ..RetryConfig::default()
     }
 }
 

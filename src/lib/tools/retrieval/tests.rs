@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,9 +37,15 @@ fn local_storage(folder: &Path) -> Storage {
     .unwrap()
 }
 
-fn memory_storage() -> Storage {
+/// Each call takes a while, as over a network, so that writers come between each other.
+fn remote_storage() -> Storage {
+    let latency = ThrottleConfig {
+        wait_get_per_call: Duration::from_millis(1),
+        wait_put_per_call: Duration::from_millis(1),
+        ..ThrottleConfig::default()
+    };
     Storage {
-        store: Arc::new(InMemory::new()),
+        store: Arc::new(ThrottledStore::new(InMemory::new(), latency)),
         folder: None,
     }
 }
@@ -405,7 +412,7 @@ async fn concurrent_changes_lose_nothing_in_a_folder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_changes_lose_nothing_in_a_remote_store() {
-    let storage = memory_storage();
+    let storage = remote_storage();
     nothing_is_lost(vec![storage; 6]).await;
 }
 
