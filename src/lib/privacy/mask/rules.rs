@@ -1,5 +1,8 @@
 //! The rules, in the order of their precedence where two match at the same place.
 //!
+//! What precedes the telling part of a match is bounded: an automaton that finds a later match must
+//! first give up every earlier start, so an unbounded beginning would be read again and again.
+//!
 //! Boundaries are ASCII (`(?-u:\b)`): a Unicode boundary would take the automaton off its fast path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,26 +72,26 @@ pub(super) static RULES: &[Rule] = &[
     },
     Rule {
         class: "url_password",
-        pattern: r"(?-u:\b)[A-Za-z][A-Za-z0-9+.-]*://[^\s/@:?#\[\]]*:[^\s/@\[\]]+@",
+        pattern: r"(?-u:\b)[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s/@:?#\[\]]*:[^\s/@\[\]]+@",
         check: url_password,
     },
     Rule {
         class: "authorization",
-        pattern: r"(?-u:\b)(?i:bearer|basic)[ \t]+[A-Za-z0-9._~+/=-]+",
+        pattern: r"(?-u:\b)(?i:bearer|basic)[ \t]{1,8}[A-Za-z0-9._~+/=-]+",
         check: authorization,
     },
     Rule {
         class: "field",
         pattern: concat!(
-            r"(?-u:\b)[A-Za-z0-9_.-]*(?i:password|passwd|pwd|passphrase|secret|token|key|authorization|cookie",
+            r"(?-u:\b)[A-Za-z0-9_.-]{0,48}(?i:password|passwd|pwd|passphrase|secret|token|key|authorization|cookie",
             r"|credentials?|ssn|cvv|cvc|credit[_-]?card|card[_-]?number)",
-            r#"["']?[ \t]*[:=][ \t]*["']?[^\s"'&,;\[\]{}]+"#,
+            r#"["']?[ \t]{0,4}[:=][ \t]{0,4}["']?[^\s"'&,;\[\]{}]"#,
         ),
         check: field,
     },
     Rule {
         class: "email",
-        pattern: r"[A-Za-z0-9][A-Za-z0-9._%+-]*@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}(?-u:\b)",
+        pattern: r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}(?-u:\b)",
         check: whole,
     },
     Rule {
@@ -199,24 +202,26 @@ fn field(text: &str, found: Range<usize>) -> Verdict {
     let matched = &text[found.clone()];
     let Some(separator) = matched.find([':', '=']) else { return pass(&found) };
     let name = matched[..separator].trim_end_matches(['"', '\'', ' ', '\t']);
-    let value = matched[separator + 1..].trim_start_matches([' ', '\t', '"', '\'']);
-    let start = found.end - value.len();
-    let opening = matched[..matched.len() - value.len()].chars().next_back();
-    let prose = value.starts_with('/') && value.starts_with("//"); // `token://` and the like
-    if !fields::is_sensitive(name) || value.is_empty() || prose {
+    let first = matched[separator + 1..].trim_start_matches([' ', '\t', '"', '\'']);
+    let start = found.end - first.len();
+    let opening = matched[..matched.len() - first.len()].chars().next_back();
+    let url = text[start..].starts_with("//"); // `token://` and the like
+    if !fields::is_sensitive(name) || first.is_empty() || url {
         return Verdict::Pass { resume: start };
     }
     let plain: String = name.chars().filter(char::is_ascii_alphabetic).collect();
     let rest = &text[start..];
     let end = match opening {
         // A quoted value goes to its closing quote.
-        Some(quote @ ('"' | '\'')) => rest.find(quote).map_or(found.end, |at| start + at),
+        Some(quote @ ('"' | '\'')) => rest.find(quote).map_or(text.len(), |at| start + at),
         // A header's value goes to the end of its line.
         _ if ["authorization", "cookie"].iter().any(|e| plain.to_ascii_lowercase().ends_with(e)) => {
             let end = rest.find(['\r', '\n', '"', '\'', '[']).map_or(text.len(), |at| start + at);
             start + text[start..end].trim_end().len()
         }
-        _ => found.end,
+        _ => rest
+            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '&' | ',' | ';' | '[' | ']' | '{' | '}'))
+            .map_or(text.len(), |at| start + at),
     };
     if end <= start { Verdict::Pass { resume: found.end } } else { Verdict::Mask(start..end) }
 }
