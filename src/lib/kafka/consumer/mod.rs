@@ -106,7 +106,7 @@ pub struct Consumer {
 impl Consumer {
     /// A consumer of `topics` in `group` (both without the namespace). Joins the group when it runs.
     ///
-    /// Must be called within a runtime.
+    /// Must be called within a runtime, and after the metrics recorder was installed.
     pub fn new(
         settings: &KafkaSettings,
         group: &str,
