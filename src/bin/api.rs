@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The HTTP API.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agenthub::app::api()
+}

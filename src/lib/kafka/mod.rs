@@ -14,7 +14,10 @@ mod producer;
 pub mod schemas;
 
 pub use client::KafkaSettings;
-pub use consumer::{Ack, Consumer, ConsumerError, ConsumerOptions, Handler, Incoming, StartFrom};
+pub use consumer::{
+    Ack, Consumer, ConsumerError, ConsumerOptions, ConsumerSnapshot, ConsumerState, Handler,
+    Incoming, StartFrom,
+};
 pub use health::BrokerHealth;
 pub use outbox::{Acknowledged, OutboxProducer};
 pub use producer::{ClientError, Delivery, ProduceError, Producer};

@@ -127,7 +127,8 @@ struct Pending {
 
 impl Producer {
     /// A producer that signs with `signer` and names `source` (the process) as the origin of its
-    /// records. Connects in the background.
+    /// records. Connects in the background. The metrics recorder must be installed before, or what
+    /// is counted here goes nowhere.
     pub fn new(
         settings: &KafkaSettings,
         signer: Signer,
@@ -142,6 +143,7 @@ impl Producer {
                 ("enable.idempotence", "true"),
                 // A lone record leaves at once; under load, batches form while requests are out.
                 ("linger.ms", "0"),
+                // Most bytes are sealed, which hardly shrink, and a lone record would wait for it.
                 ("compression.type", "none"),
                 ("message.timeout.ms", &timeout),
                 ("message.max.bytes", &largest),

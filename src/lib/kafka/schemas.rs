@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn schemas_are_schemas_and_refuse_what_is_not_a_message() {
         for (path, text) in documents().unwrap() {
-            if path.ends_with(".json") {
+            if path.starts_with("schemas/") {
                 let schema = serde_json::from_str(&text).unwrap();
                 let validator = jsonschema::validator_for(&schema).unwrap();
                 assert!(

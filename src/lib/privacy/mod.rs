@@ -4,6 +4,7 @@
 //! data is sealed with its session's data key, so that deleting the key erases it everywhere.
 
 mod key_cache;
+pub mod mask;
 pub mod seal;
 
 pub use key_cache::KeyCache;

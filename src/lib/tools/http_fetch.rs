@@ -6,22 +6,15 @@ mod tokens;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::net::policy::MAX_URL_BYTES;
 use crate::net::{self, Class, Fetched, SafeClient};
 
+use super::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, ToolSpec, catalogue};
+
 use self::readable::Readable;
-
-/// Name of the tool in plans.
-pub const NAME: &str = "http_fetch";
-
-/// What the model is told about the tool.
-pub const DESCRIPTION: &str = "Fetch a public web page with HTTP GET and return its title and \
-    readable text (HTML is turned to plain text; JSON and plain text are returned as they are). \
-    Private and local addresses are refused unless the operator has allowed the host.";
 
 /// Content types that are read.
 pub const CONTENT_TYPES: &[&str] = &[
@@ -40,6 +33,9 @@ const MAX_CONVERSIONS: usize = 4;
 /// Longest time that a page's conversion is waited for, its turn included.
 const CONVERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Characters of text that are returned when the call does not say.
+const DEFAULT_CHARS: usize = 20_000;
+
 /// Arguments of the tool.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,29 +44,6 @@ pub struct Args {
     pub url: String,
     /// Characters of text that are returned at most.
     pub max_chars: Option<usize>,
-}
-
-/// The JSON Schema of [`Args`].
-pub fn schema() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "url": {
-                "type": "string",
-                "format": "uri",
-                "minLength": 1,
-                "maxLength": MAX_URL_BYTES,
-                "description": "Absolute http or https URL of the page.",
-            },
-            "max_chars": {
-                "type": "integer",
-                "minimum": 1,
-                "description": "Return at most this many characters of text.",
-            },
-        },
-        "required": ["url"],
-        "additionalProperties": false,
-    })
 }
 
 /// A page as a plan's step sees it.
@@ -208,6 +181,31 @@ impl HttpFetch {
         };
         let converted = tokio::time::timeout(CONVERSION_TIMEOUT, conversion).await;
         converted.ok().flatten().ok_or(FetchError::TooComplex)
+    }
+}
+
+#[async_trait]
+impl Tool for HttpFetch {
+    fn spec(&self) -> &ToolSpec {
+        &catalogue::HTTP_FETCH
+    }
+
+    async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError> {
+        let args: Args = serde_json::from_value(call.args)
+            .map_err(|error| ToolError::permanent("invalid_arguments", error.to_string()))?;
+        let mut page = self.fetch(&args.url).await.map_err(|error| ToolError {
+            class: match error.class() {
+                Class::Refused => ToolErrorClass::Refused,
+                Class::Transient => ToolErrorClass::Transient { retry_after: error.retry_after() },
+                Class::Permanent => ToolErrorClass::Permanent,
+            },
+            code: error.code(),
+            message: error.to_string(),
+        })?;
+        page.limit_chars(args.max_chars.unwrap_or(DEFAULT_CHARS));
+        let value = serde_json::to_value(page)
+            .map_err(|error| ToolError::permanent("unreadable_page", error.to_string()))?;
+        Ok(value.into())
     }
 }
 
@@ -349,29 +347,5 @@ mod tests {
             (error.class(), error.code()),
             (Class::Permanent, "http_status")
         );
-    }
-
-    #[test]
-    fn the_schema_accepts_what_the_arguments_accept() {
-        let validator = jsonschema::validator_for(&schema()).unwrap();
-        for (args, valid) in [
-            (json!({"url": "https://a.example/"}), true),
-            (json!({"url": "https://a.example/", "max_chars": 5}), true),
-            (json!({}), false),
-            (json!({"url": 5}), false),
-            (json!({"url": "https://a.example/", "max_chars": -1}), false),
-            (
-                json!({"url": "https://a.example/", "method": "POST"}),
-                false,
-            ),
-        ] {
-            assert_eq!(validator.is_valid(&args), valid, "{args}");
-            assert_eq!(
-                serde_json::from_value::<Args>(args.clone()).is_ok(),
-                valid,
-                "{args}"
-            );
-        }
-        assert!(!validator.is_valid(&json!({"url": "x".repeat(MAX_URL_BYTES + 1)})));
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod ads;
 pub mod catalogue;
+pub mod http_fetch;
 pub mod registry;
 pub mod retrieval;
 pub mod summarize;

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::Leases;
 use crate::config::Settings;
 use crate::kafka::OutboxProducer;
-use crate::llm::Prices;
+use crate::llm::pricing::Prices;
 use crate::messages::Signer;
 use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;

@@ -21,7 +21,8 @@ use crate::messages::{Command, EventType};
 use crate::plan::{CheckedPlan, Plan};
 use crate::privacy::DataKey;
 use crate::runs::{Begin, CancelMode, NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition};
-use crate::tools::{Effects, ToolRegistry, catalogue};
+use crate::tools::registry::ToolRegistry;
+use crate::tools::{Effects, catalogue};
 
 /// Executes plans.
 #[derive(Debug)]
@@ -99,9 +100,9 @@ impl Execution {
                 return;
             }
         };
-        Carrying { execution: self, run: &run, progress, running: FuturesUnordered::new(), due: BTreeMap::new() }
-            .go()
-            .await;
+        let mut carrying =
+            Carrying { execution: self, run: &run, progress, running: FuturesUnordered::new(), due: BTreeMap::new() };
+        carrying.go().await;
     }
 }
 
@@ -116,7 +117,7 @@ struct Carrying<'a> {
 }
 
 impl<'a> Carrying<'a> {
-    async fn go(mut self) {
+    async fn go(&mut self) {
         // What the acquire began is called at once; what an earlier owner left is looked at first.
         let mut transition = self.run.transition();
         let begun = if self.run.fresh { self.progress.begun() } else { Vec::new() };
@@ -272,7 +273,7 @@ impl<'a> Carrying<'a> {
         })
     }
 
-    async fn park(self, mut transition: Transition<'_>, after: Duration) {
+    async fn park(&mut self, mut transition: Transition<'_>, after: Duration) {
         let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         transition.next = Some(Next::Park { wake_at: self.run.context.now_ms().saturating_add(after) });
         self.run.finish(transition).await;
@@ -301,7 +302,7 @@ impl<'a> Carrying<'a> {
         self.run.finish(transition).await;
     }
 
-    async fn end(self, mut transition: Transition<'_>) {
+    async fn end(&mut self, mut transition: Transition<'_>) {
         let next = match self.progress.outcome() {
             Some(Outcome::Failed { step_id, code }) => {
                 let message = self.progress.error(&step_id).unwrap_or_else(|| "the step failed".to_owned());

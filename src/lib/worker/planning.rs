@@ -18,7 +18,7 @@ use crate::messages::{Command, EventType, RunKind};
 use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
 use crate::planner::{plan_of, prompt};
-use crate::runs::{Begin, CancelMode, ModelCall, NewEvent, Next, RunStatus, Transition, UsageDelta};
+use crate::runs::{Begin, CancelMode, ModelCall, NewEvent, Next, RunStatus, Transition};
 use crate::tools::{Effects, ToolErrorClass, catalogue};
 
 /// Model calls that planning one run may take, failed ones included.

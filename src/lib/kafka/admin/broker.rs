@@ -11,8 +11,10 @@ pub struct Expectations {
     pub replication: i32,
 }
 
-/// librdkafka's default `session.timeout.ms`, which classic groups use.
-const SESSION_TIMEOUT_MS: i64 = 45_000;
+/// The session timeout that members of classic groups ask for.
+const SESSION_TIMEOUT_MS: i64 = 10_000;
+/// Kafka's default of the session timeout of `consumer` groups.
+const CONSUMER_SESSION_TIMEOUT_MS: i64 = 45_000;
 /// The offsets of a group that is away for less must be there when it is back: the retention of the
 /// command topics.
 const OFFSETS_RETENTION_MINUTES: i64 = 7 * 24 * 60;
@@ -56,7 +58,7 @@ pub fn check(config: &BTreeMap<String, String>, expect: Expectations) -> Vec<Str
         );
         let name = "group.consumer.session.timeout.ms";
         must(
-            number(name).is_none_or(|n| n <= SESSION_TIMEOUT_MS),
+            number(name).is_none_or(|n| n <= CONSUMER_SESSION_TIMEOUT_MS),
             name,
             "the partitions of a dead worker would stand still for that long",
         );
@@ -65,13 +67,13 @@ pub fn check(config: &BTreeMap<String, String>, expect: Expectations) -> Vec<Str
         must(
             number(name).is_none_or(|n| n <= SESSION_TIMEOUT_MS),
             name,
-            "the workers' session timeout of 45000 would be refused",
+            "the workers' session timeout of 10000 would be refused",
         );
         let name = "group.max.session.timeout.ms";
         must(
             number(name).is_none_or(|n| n >= SESSION_TIMEOUT_MS),
             name,
-            "the workers' session timeout of 45000 would be refused",
+            "the workers' session timeout of 10000 would be refused",
         );
     }
     wrong
@@ -112,7 +114,7 @@ mod tests {
     fn each_protocol_has_its_own_needs() {
         let config = config(&[
             ("group.coordinator.rebalance.protocols", "classic"),
-            ("group.max.session.timeout.ms", "30000"),
+            ("group.max.session.timeout.ms", "9000"),
             ("offsets.topic.replication.factor", "1"),
         ]);
         let wrong = |consumer_protocol, replication| {

@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{
+    BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol, StreamConsumer,
+};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::state::{ConsumerState, Lag};
 use crate::kafka::client::{Connection, log};
@@ -125,6 +127,32 @@ impl ConsumerContext for Membership {
             // The offsets stay stored, so that the next commit includes them.
             metrics::counter!("agenthub_consumer_commit_errors_total").increment(1);
             tracing::warn!(%error, "offsets were not committed");
+        }
+    }
+}
+
+/// The client of a group's member.
+pub(super) type Client = StreamConsumer<Membership>;
+
+/// The group's member, which leaves in order when it is dropped.
+pub(super) struct Member {
+    pub client: Arc<Client>,
+    pub changes: UnboundedReceiver<Change>,
+    /// A change that librdkafka waits for.
+    pub unanswered: Option<Change>,
+}
+
+impl Drop for Member {
+    /// Answers what librdkafka waits for. It closes when its last owner drops it, and that would
+    /// never end while a change is unanswered.
+    fn drop(&mut self) {
+        self.client.context().close();
+        let unanswered = self.unanswered.take();
+        let unread = std::iter::from_fn(|| self.changes.try_recv().ok());
+        for change in unanswered.into_iter().chain(unread) {
+            if let Err(error) = change.answer(&*self.client) {
+                tracing::debug!(%error, "change of the assignment was not accepted");
+            }
         }
     }
 }

@@ -81,6 +81,9 @@ impl Default for ConsumerOptions {
     }
 }
 
+/// After which a member of a classic group that is not heard of is taken for dead.
+const SESSION_TIMEOUT_MS: &str = "10000";
+
 /// Why a consumer ended although nobody asked it to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
@@ -103,7 +106,7 @@ pub struct Consumer {
 impl Consumer {
     /// A consumer of `topics` in `group` (both without the namespace). Joins the group when it runs.
     ///
-    /// Must be called within a runtime.
+    /// Must be called within a runtime, and after the metrics recorder was installed.
     pub fn new(
         settings: &KafkaSettings,
         group: &str,
@@ -135,7 +138,9 @@ impl Consumer {
     /// the deadline, commits, and leaves the group.
     ///
     /// # Errors
-    /// When the client failed for good. The group has been left; a new consumer may be made.
+    /// When the client failed for good. The group has been left, and a new consumer is to be made.
+    /// With the `consumer` protocol librdkafka 2.12 ends so when a member is put out of the group
+    /// while it is to give partitions back.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ConsumerError> {
         self.run.run(shutdown).await
     }
@@ -172,6 +177,10 @@ fn config(settings: &KafkaSettings, group: &str, client_id: &str) -> ClientConfi
         own.push(("group.protocol", "consumer"));
     } else {
         own.push(("group.protocol", "classic"));
+        // As long as the lease of a run: the partitions of a dead worker stand still no longer than
+        // its runs do. Heartbeats come from a thread of librdkafka's, whatever the handlers do.
+        own.push(("session.timeout.ms", SESSION_TIMEOUT_MS));
+        own.push(("heartbeat.interval.ms", "1000"));
         own.push(("partition.assignment.strategy", "cooperative-sticky"));
     }
     settings.client(client_id, &own)

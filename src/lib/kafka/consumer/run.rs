@@ -1,26 +1,29 @@
 //! The loop itself: the one owner of the assignment, the tasks and the offsets.
 
+mod rebalance;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use metrics::{Counter, Gauge};
-use rdkafka::consumer::{CommitMode, Consumer as _, MessageStream, StreamConsumer};
+use rdkafka::Offset;
+use rdkafka::consumer::{CommitMode, Consumer as _, MessageStream};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::rebalance::Revocation;
 use super::assignment::{Assignment, Place};
 use super::attempts::{self, Attempts, Handler};
-use super::membership::{Change, Membership};
+use super::membership::{Change, Client, Member, Membership};
 use super::record::{AckSlot, Done, Incoming};
 use super::state::ConsumerState;
-use super::{ConsumerError, ConsumerOptions, StartFrom};
+use super::{ConsumerError, ConsumerOptions};
 use crate::messages::Topic;
 
 /// Between two looks at deadlines, and so the delay of a stored offset.
@@ -34,10 +37,6 @@ const BATCH: usize = 64;
 const MAX_WINDOW: usize = 200_000;
 /// How long the brokers may take for the last commit, and for the group to be left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the brokers may take to look offsets up by time.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-
-type Client = StreamConsumer<Membership>;
 type Received<'a> = KafkaResult<BorrowedMessage<'a>>;
 
 pub(super) struct Run {
@@ -49,7 +48,7 @@ pub(super) struct Run {
     meters: Meters,
 
     assignment: Assignment,
-    /// Partitions whose start was decided by [`StartFrom`].
+    /// Partitions whose start was decided by [`StartFrom`](super::StartFrom).
     placed: HashSet<Place>,
     revocation: Option<Revocation>,
     tasks: JoinSet<()>,
@@ -60,35 +59,6 @@ pub(super) struct Run {
     stop_at: Option<Instant>,
     paused: bool,
     full_since: Option<Instant>,
-}
-
-/// Partitions that are to be given back once their records are done.
-struct Revocation {
-    places: Vec<Place>,
-    deadline: Instant,
-}
-
-/// The group's member, which leaves in order when it is dropped.
-struct Member {
-    client: Arc<Client>,
-    changes: UnboundedReceiver<Change>,
-    /// A change that librdkafka waits for.
-    unanswered: Option<Change>,
-}
-
-impl Drop for Member {
-    /// Answers what librdkafka waits for. It closes when its last owner drops it, and that would
-    /// never end while a change is unanswered.
-    fn drop(&mut self) {
-        self.client.context().close();
-        let unanswered = self.unanswered.take();
-        let unread = std::iter::from_fn(|| self.changes.try_recv().ok());
-        for change in unanswered.into_iter().chain(unread) {
-            if let Err(error) = change.answer(&*self.client) {
-                tracing::debug!(%error, "change of the assignment was not accepted");
-            }
-        }
-    }
 }
 
 struct Meters {
@@ -341,124 +311,6 @@ impl Run {
         }
     }
 
-    async fn change(&mut self, change: Change) -> Result<(), ConsumerError> {
-        // librdkafka gave up waiting for the answer.
-        self.finish_revocation()?;
-        match change {
-            Change::Assign(list) => self.assign(list).await?,
-            Change::Revoke { partitions, lost } => {
-                let places = self.places(&partitions);
-                self.meters.rebalance(if lost { "lost" } else { "revoke" });
-                self.member.unanswered = Some(Change::Revoke { partitions, lost });
-                let wait = if lost {
-                    Duration::ZERO
-                } else {
-                    self.options.revoke_drain
-                };
-                let now = Instant::now();
-                self.revocation = Some(Revocation {
-                    places,
-                    deadline: now + wait,
-                });
-                self.revoke_if_drained(now)?;
-            }
-        }
-        let held = self.assignment.len();
-        tracing::info!(
-            group = self.state.group(),
-            generation = self.assignment.generation(),
-            partitions = held,
-            "assignment changed"
-        );
-        Ok(())
-    }
-
-    async fn assign(&mut self, mut list: TopicPartitionList) -> Result<(), ConsumerError> {
-        self.meters.rebalance("assign");
-        let places = self.places(&list);
-        if self.options.from != StartFrom::Committed {
-            let new: Vec<Place> = places
-                .iter()
-                .copied()
-                .filter(|place| self.placed.insert(*place))
-                .collect();
-            for (place, offset) in self.starts(new).await? {
-                list.set_partition_offset(self.name(place.0), place.1, offset)?;
-            }
-        }
-        self.answer(&Change::Assign(list))?;
-        self.assignment.assign(&places);
-        self.show_assignment();
-        if !places.is_empty() {
-            // A partition that comes back may still be paused from before.
-            self.set_paused(&places, self.paused);
-        }
-        Ok(())
-    }
-
-    /// Where partitions begin that are assigned for the first time.
-    async fn starts(&self, places: Vec<Place>) -> Result<Vec<(Place, Offset)>, ConsumerError> {
-        let all = |offset: Offset| places.iter().map(|place| (*place, offset)).collect();
-        let timestamp = match self.options.from {
-            StartFrom::Committed => return Ok(Vec::new()),
-            StartFrom::Earliest => return Ok(all(Offset::Beginning)),
-            StartFrom::Latest => return Ok(all(Offset::End)),
-            StartFrom::Timestamp(_) if places.is_empty() => return Ok(Vec::new()),
-            StartFrom::Timestamp(ms) => Offset::Offset(ms),
-        };
-        let times = self.list(places.iter().map(|place| (*place, timestamp)));
-        let client = Arc::clone(&self.member.client);
-        let found =
-            tokio::task::spawn_blocking(move || client.offsets_for_times(times, LOOKUP_TIMEOUT));
-        let found = found.await.map_err(|_| KafkaError::Canceled)??;
-        let starts = found.elements().into_iter().filter_map(|element| {
-            let place = (self.topic(element.topic())?, element.partition());
-            Some((place, element.offset()))
-        });
-        Ok(starts.collect())
-    }
-
-    /// Gives partitions back when their records are done or their time is over.
-    fn revoke_if_drained(&mut self, now: Instant) -> Result<(), ConsumerError> {
-        let due = self
-            .revocation
-            .as_ref()
-            .is_some_and(|r| now >= r.deadline || self.assignment.undone(&r.places) == 0);
-        if due {
-            self.finish_revocation()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn finish_revocation(&mut self) -> Result<(), ConsumerError> {
-        let Some(revocation) = self.revocation.take() else {
-            return Ok(());
-        };
-        let change = self.member.unanswered.take();
-        let lost = matches!(change, Some(Change::Revoke { lost: true, .. }))
-            || self.member.client.assignment_lost();
-        if lost {
-            // Their next owner commits; an offset of ours could undo its work.
-            self.assignment.revoke(&revocation.places);
-        }
-        self.store();
-        let answered = change.map_or(Ok(()), |change| self.answer(&change));
-        self.assignment.revoke(&revocation.places);
-        self.show_assignment();
-        answered
-    }
-
-    fn answer(&self, change: &Change) -> Result<(), ConsumerError> {
-        Ok(change.answer(&*self.member.client)?)
-    }
-
-    fn show_assignment(&self) {
-        let held = self.assignment.len();
-        self.state.set_assigned(held, self.assignment.generation());
-        self.meters.assigned.set(count(held));
-    }
-
     /// Ends what is still running, commits what was done and leaves the group.
     async fn finish(mut self) {
         let left = self.tasks.len();
@@ -501,34 +353,6 @@ impl Run {
         }
         self.state.set_assigned(0, self.assignment.generation());
         self.state.set_in_flight(0);
-    }
-
-    fn topic(&self, name: &str) -> Option<Topic> {
-        let known = self.topics.iter().find(|(_, known)| **known == *name);
-        known.map(|(topic, _)| *topic)
-    }
-
-    fn name(&self, topic: Topic) -> &str {
-        let known = self.topics.iter().find(|(known, _)| *known == topic);
-        known.map_or("", |(_, name)| name)
-    }
-
-    fn places(&self, list: &TopicPartitionList) -> Vec<Place> {
-        let elements = list.elements().into_iter();
-        elements
-            .filter_map(|e| Some((self.topic(e.topic())?, e.partition())))
-            .collect()
-    }
-
-    fn list(&self, places: impl Iterator<Item = (Place, Offset)>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for ((topic, partition), offset) in places {
-            let mut element = list.add_partition(self.name(topic), partition);
-            if let Err(error) = element.set_offset(offset) {
-                tracing::warn!(%error, "offset out of range");
-            }
-        }
-        list
     }
 }
 

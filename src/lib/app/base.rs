@@ -1,0 +1,135 @@
+//! What every process has: secrets, Redis, Kafka, telemetry, health, and its orderly end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use secrecy::ExposeSecret;
+
+use crate::config::Settings;
+use crate::kafka::{BrokerHealth, KafkaSettings, OutboxProducer, Producer};
+use crate::messages::Signer;
+use crate::privacy::mask::Masker;
+use crate::privacy::{KeyCache, KeyRing};
+use crate::runs::Runs;
+use crate::runtime::{Check, Health, Shutdown, Supervisor};
+use crate::store::Redis;
+use crate::telemetry::Telemetry;
+
+/// Sessions whose data keys a process keeps at hand.
+const CACHED_KEYS: usize = 10_000;
+/// Time for the last records and spans to leave.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// The parts that every process has.
+pub(super) struct Base {
+    pub(super) settings: Arc<Settings>,
+    pub(super) kafka: KafkaSettings,
+    pub(super) signer: Signer,
+    pub(super) keys: KeyCache,
+    pub(super) masker: Arc<Masker>,
+    pub(super) redis: Redis,
+    pub(super) runs: Runs,
+    pub(super) outbox: OutboxProducer,
+    pub(super) telemetry: Telemetry,
+    pub(super) health: Health,
+    pub(super) shutdown: Shutdown,
+    pub(super) supervisor: Supervisor,
+}
+
+impl Base {
+    /// Sets everything up. Dependencies that are away do not stop a process from starting: it is not
+    /// ready until they are there.
+    pub(super) fn start(
+        service: &'static str,
+        settings: Arc<Settings>,
+        redis_timeout: Duration,
+    ) -> anyhow::Result<Self> {
+        let telemetry = Telemetry::start(service, &settings).map_err(|e| anyhow!(e))?;
+        let secret = |name: &'static str| move |e: String| anyhow!("{name}: {e}");
+        let signer = Signer::parse(settings.signing_secrets.expose_secret())
+            .map_err(secret("AGENTHUB_SIGNING_SECRETS"))?;
+        let ring = KeyRing::parse(settings.master_keys.expose_secret()).map_err(secret("AGENTHUB_MASTER_KEYS"))?;
+        let masker = Arc::new(Masker::new(&mask_patterns(&settings)?)?);
+        let kafka = KafkaSettings::from(settings.as_ref());
+        let redis = Redis::connect(&settings, redis_timeout)?;
+        let producer = Producer::new(&kafka, signer.clone(), service)?;
+        let shutdown = Shutdown::new();
+        let supervisor = Supervisor::new(shutdown.end());
+        let runs = Runs::new(redis.clone(), &settings);
+        let outbox = OutboxProducer::start(producer.clone(), runs.clone(), &supervisor, shutdown.end());
+        let health = Health::new(&["kafka", "redis"]);
+        let base = Self {
+            settings,
+            kafka,
+            signer,
+            keys: KeyCache::new(ring, CACHED_KEYS),
+            masker,
+            redis,
+            runs,
+            outbox,
+            telemetry,
+            health,
+            shutdown,
+            supervisor,
+        };
+        base.watch_dependencies(BrokerHealth::new(producer));
+        tracing::info!(service, version = env!("CARGO_PKG_VERSION"), "started");
+        Ok(base)
+    }
+
+    fn watch_dependencies(&self, broker: BrokerHealth) {
+        let redis = self.redis.clone();
+        let check: Check = Arc::new(move || {
+            let redis = redis.clone();
+            Box::pin(async move { redis.check_durability().await.map_err(|e| e.to_string()) })
+        });
+        self.watch("redis", check);
+        let broker = Arc::new(broker);
+        let check: Check = Arc::new(move || {
+            let broker = broker.clone();
+            Box::pin(async move { broker.check().await })
+        });
+        self.watch("kafka", check);
+    }
+
+    fn watch(&self, name: &'static str, check: Check) {
+        let (health, stop) = (self.health.clone(), self.shutdown.end());
+        self.supervisor.run("dependency-watch", move || health.clone().watch(name, check.clone(), stop.clone()));
+    }
+
+    /// Waits until the process is told to stop, or `failed` says why it cannot go on. From here on it
+    /// is not ready and takes nothing in.
+    pub(super) async fn until_told(&self, failed: impl Future<Output = anyhow::Error>) -> anyhow::Result<()> {
+        let outcome = tokio::select! {
+            signal = Shutdown::signalled() => signal.context("signals").map(|signal| {
+                tracing::info!(signal, "stopping");
+            }),
+            error = failed => Err(error),
+        };
+        self.health.stop();
+        self.shutdown.begin();
+        outcome
+    }
+
+    /// The end: what was produced is acknowledged, what was acknowledged is removed, telemetry is out.
+    pub(super) async fn finish(self) {
+        if !self.outbox.producer().flush(FLUSH).await {
+            tracing::warn!("records are left to the outboxes");
+        }
+        self.shutdown.finish();
+        if !self.supervisor.join(FLUSH).await {
+            tracing::warn!("tasks were still running at the end");
+        }
+        tracing::info!("stopped");
+        let telemetry = self.telemetry;
+        // Exporting blocks.
+        let _ = tokio::task::spawn_blocking(move || telemetry.flush()).await;
+    }
+}
+
+fn mask_patterns(settings: &Settings) -> anyhow::Result<Vec<String>> {
+    let Some(path) = &settings.mask_patterns_file else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("AGENTHUB_MASK_PATTERNS_FILE {}", path.display()))?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+}

@@ -1,0 +1,179 @@
+//! The planner and the executor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::base::Base;
+use crate::config::{Settings, StorageSettings};
+use crate::kafka::{Consumer, ConsumerOptions, Handler, KafkaSettings};
+use crate::llm::LlmClient;
+use crate::llm::openai::OpenAiClient;
+use crate::llm::pricing::Prices;
+use crate::messages::Topic;
+use crate::net::{AllowList, Limits, Policy, SafeClient};
+use crate::runtime::{ProbeServer, bind};
+use crate::tools::ads::AdsMetricsMock;
+use crate::tools::http_fetch::{CONTENT_TYPES, HttpFetch};
+use crate::tools::registry::ToolRegistry;
+use crate::tools::retrieval::Retrieval;
+use crate::tools::retrieval::corpus::Corpus;
+use crate::tools::retrieval::storage::Storage;
+use crate::tools::summarize::Summarize;
+use crate::worker::{Execution, Leases, Planning, Sweeper, Work, Worker, WorkerContext};
+
+/// A worker waits for Redis rather than failing a run.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+
+const REPLACE_AFTER: Duration = Duration::from_secs(1);
+
+/// What kind of worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Plans.
+    Planner,
+    /// Executes.
+    Executor,
+}
+
+impl Role {
+    /// Binary, service and log name.
+    pub fn service(self) -> &'static str {
+        match self {
+            Self::Planner => "agenthub-planner",
+            Self::Executor => "agenthub-executor",
+        }
+    }
+
+    fn group(self) -> &'static str {
+        match self {
+            Self::Planner => "planner",
+            Self::Executor => "executor",
+        }
+    }
+
+    fn topic(self) -> Topic {
+        match self {
+            Self::Planner => Topic::PlanCommands,
+            Self::Executor => Topic::ExecuteCommands,
+        }
+    }
+}
+
+pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result<()> {
+    let base = Base::start(role.service(), settings.clone(), REDIS_TIMEOUT)?;
+    let listener = bind(settings.probe_addr).await.map_err(|e| anyhow!(e))?;
+    tracing::info!(addr = %listener.local_addr()?, "probes");
+    let probe = ProbeServer::new(base.health.clone(), base.telemetry.metrics());
+    base.supervisor.run_once("probes", probe.serve(listener, base.shutdown.end()));
+
+    let llm: Arc<dyn LlmClient> = Arc::new(OpenAiClient::from_settings(&settings)?);
+    let work = match role {
+        Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
+        Role::Executor => {
+            let tools = tools(&settings, llm)?;
+            Work::Execute(Execution::new(Arc::new(tools), settings.clone(), base.masker.clone()))
+        }
+    };
+    let leases = Arc::new(Leases::default());
+    let context = Arc::new(WorkerContext {
+        worker: format!("{}@{}", role.service(), uuid::Uuid::now_v7()),
+        settings: settings.clone(),
+        runs: base.runs.clone(),
+        outbox: base.outbox.clone(),
+        signer: base.signer.clone(),
+        keys: base.keys.clone(),
+        masker: base.masker.clone(),
+        prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
+        leases: leases.clone(),
+        supervisor: base.supervisor.clone(),
+        stopping: base.shutdown.intake(),
+    });
+    {
+        let (runs, lease, stop) = (base.runs.clone(), settings.lease_ms.duration(), base.shutdown.end());
+        base.supervisor.run("leases", move || {
+            let (leases, runs, stop) = (leases.clone(), runs.clone(), stop.clone());
+            async move { leases.renew(&runs, lease, &stop).await }
+        });
+    }
+    {
+        let sweeper = Sweeper::new(base.runs.clone(), base.outbox.clone(), settings.sweep_interval_ms.duration());
+        let stop = base.shutdown.intake();
+        base.supervisor.run("sweeper", move || sweeper.clone().run(stop.clone()));
+    }
+
+    let options = ConsumerOptions {
+        client_id: role.service().to_owned(),
+        max_in_flight: settings.max_in_flight,
+        drain: settings.drain_ms.duration(),
+        ..ConsumerOptions::default()
+    };
+    let worker: Arc<dyn Handler> = Arc::new(Worker::new(context, work));
+    let (ended, has_ended) = oneshot::channel();
+    {
+        let (kafka, intake) = (base.kafka.clone(), base.shutdown.intake());
+        base.supervisor.run_once("consumer", async move {
+            consume(role, &kafka, &worker, &options, &intake).await;
+            let _ = ended.send(());
+        });
+    }
+    tokio::pin!(has_ended);
+    let failed = async {
+        let _ = (&mut has_ended).await;
+        anyhow!("the consumer ended")
+    };
+    let outcome = base.until_told(failed).await;
+    if outcome.is_ok() {
+        // It drains to its own deadline, commits and leaves the group.
+        has_ended.await.context("the consumer")?;
+    }
+    base.finish().await;
+    outcome
+}
+
+/// Consumes until told to stop. A client that failed for good is replaced by a new one: its records
+/// were not committed and come again.
+async fn consume(
+    role: Role,
+    kafka: &KafkaSettings,
+    worker: &Arc<dyn Handler>,
+    options: &ConsumerOptions,
+    intake: &CancellationToken,
+) {
+    while !intake.is_cancelled() {
+        let consumer = Consumer::new(kafka, role.group(), &[role.topic()], worker.clone(), options.clone());
+        let outcome = match consumer {
+            Ok(consumer) => consumer.run(intake.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "the consumer failed and is replaced");
+            tokio::select! {
+                () = intake.cancelled() => {}
+                () = tokio::time::sleep(REPLACE_AFTER) => {}
+            }
+        }
+    }
+}
+
+fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolRegistry> {
+    let corpus = Corpus::new(Storage::open(&StorageSettings::from(settings))?);
+    let retrieval = Retrieval::open(corpus, &settings.cache_dir, settings.docs_refresh_ms.duration())
+        .with_context(|| format!("AGENTHUB_CACHE_DIR {}", settings.cache_dir.display()))?;
+    let policy = Policy::new(AllowList::parse(&settings.fetch_allow).context("AGENTHUB_FETCH_ALLOW")?);
+    let limits = Limits {
+        total: settings.fetch_timeout_ms.duration(),
+        max_bytes: settings.fetch_max_bytes.0,
+        content_types: CONTENT_TYPES,
+    };
+    let fetch = HttpFetch::new(SafeClient::new(policy, limits)?, settings.fetch_max_bytes.0);
+    let mut tools = ToolRegistry::new();
+    tools.register(Arc::new(AdsMetricsMock))?;
+    tools.register(Arc::new(retrieval))?;
+    tools.register(Arc::new(fetch))?;
+    tools.register(Arc::new(Summarize::new(llm, settings.model.clone(), settings.llm_max_output_tokens)))?;
+    Ok(tools)
+}
