@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
-use super::expose;
+use super::exit::Exit;
 use super::params::{Params, PathId};
 use super::state::ApiState;
 use super::time::rfc3339;
@@ -100,11 +100,11 @@ pub(super) struct KeyList {
 }
 
 impl KeyBody {
-    fn new(record: KeyRecord, used_ms: Option<u64>) -> Self {
+    fn new(exit: &Exit, record: KeyRecord, used_ms: Option<u64>) -> Self {
         Self {
             key_id: record.key_id,
             tenant: record.tenant,
-            name: expose::expose_text(record.name),
+            name: exit.text(&record.name),
             role: record.role,
             status: record.status,
             version: record.version,
@@ -141,7 +141,7 @@ pub(super) async fn create(
     };
     let (record, issued) = state.parts.keys.create(new).await?;
     let location = format!("/v1/admin/api-keys/{}", record.key_id);
-    let body = Json(issued_body(record, issued));
+    let body = Json(issued_body(&state, record, issued));
     Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
 }
 
@@ -158,7 +158,7 @@ pub(super) async fn list(
     let keys = state.parts.keys.list(&tenant).await?;
     let data = keys
         .into_iter()
-        .map(|(record, used)| KeyBody::new(record, used))
+        .map(|(record, used)| KeyBody::new(&state.exit, record, used))
         .collect();
     Ok(Json(KeyList { data }))
 }
@@ -176,7 +176,7 @@ pub(super) async fn read(
 ) -> Result<Json<KeyBody>, ApiError> {
     let tenant = governed(&state, &caller, &uri, false).await?;
     let (record, used) = state.parts.keys.get(&tenant, &known(id)?).await?;
-    Ok(Json(KeyBody::new(record, used)))
+    Ok(Json(KeyBody::new(&state.exit, record, used)))
 }
 
 /// Give a key a new secret. The answer alone holds it.
@@ -197,7 +197,7 @@ pub(super) async fn rotate(
     let tenant = governed(&state, &caller, &uri, true).await?;
     let keys = &state.parts.keys;
     let (record, issued) = keys.rotate(&tenant, &known(id)?, grace_s).await?;
-    Ok(Json(issued_body(record, issued)))
+    Ok(Json(issued_body(&state, record, issued)))
 }
 
 /// Revoke a key, for good: the next request with it is refused, its streams close.
@@ -213,13 +213,13 @@ pub(super) async fn revoke(
 ) -> Result<Json<KeyBody>, ApiError> {
     let tenant = governed(&state, &caller, &uri, true).await?;
     let record = state.parts.keys.revoke(&tenant, &known(id)?).await?;
-    Ok(Json(KeyBody::new(record, None)))
+    Ok(Json(KeyBody::new(&state.exit, record, None)))
 }
 
-fn issued_body(record: KeyRecord, issued: IssuedKey) -> IssuedKeyBody {
+fn issued_body(state: &ApiState, record: KeyRecord, issued: IssuedKey) -> IssuedKeyBody {
     IssuedKeyBody {
         api_key: issued.text,
-        key: KeyBody::new(record, None),
+        key: KeyBody::new(&state.exit, record, None),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A request is governed inside the script that acts on it: handlers check what needs no I/O, then make
 //! one call of the ledger, which holds the gate.
 //!
-//! Invariant: nothing leaves but through [`expose`] or as an error written in [`crate::error`]; every
+//! Invariant: nothing leaves but through [`exit`] or as an error written in [`crate::error`]; every
 //! answer carries its trace id.
 
 mod admin_keys;
@@ -11,7 +11,7 @@ mod audit;
 mod body;
 mod caller;
 mod docs;
-mod expose;
+mod exit;
 mod finished;
 mod follow;
 mod limits;
@@ -22,6 +22,7 @@ mod probes;
 mod problem;
 mod request_headers;
 mod router;
+mod run_body;
 mod run_view;
 mod runs;
 mod scope;

@@ -65,7 +65,7 @@ pub(super) async fn observe(
     };
     let response = handled.instrument(span.clone()).await;
     let _entered = span.enter();
-    finish(response, &scope)
+    finish(&state, response, &scope)
 }
 
 fn facts(request: &Request) -> Facts {
@@ -140,10 +140,10 @@ fn check_edges(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn finish(mut response: Response, scope: &Scope) -> Response {
+fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
     let facts = scope.facts();
     let trace_id = facts.trace.trace_id();
-    let code = problem::render(&mut response, &trace_id);
+    let code = problem::render(&mut response, &trace_id, &state.exit);
     let notes = scope.notes();
     let headers = response.headers_mut();
     limits::write(&notes.limits, headers);

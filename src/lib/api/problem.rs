@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::exit::Exit;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::KeyError;
 use crate::kafka::ProduceError;
@@ -48,16 +49,16 @@ impl IntoResponse for ApiError {
 }
 
 /// Writes the error, if any, that `response` carries into its body; returns the error's code.
-pub(super) fn render(response: &mut Response, trace_id: &str) -> Option<ErrorCode> {
+pub(super) fn render(response: &mut Response, trace_id: &str, exit: &Exit) -> Option<ErrorCode> {
     let error: ApiError = response.extensions_mut().remove()?;
     let problem = Problem {
         kind: error.code.page_path(),
         title: error.code.title().to_owned(),
         status: error.code.status(),
-        detail: error.detail.clone(),
+        detail: exit.text(&error.detail),
         code: error.code.as_str().to_owned(),
         trace_id: trace_id.to_owned(),
-        details: error.details.clone(),
+        details: error.details.as_ref().map(|details| exit.json(details)),
     };
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     *response.status_mut() = status(error.code);

@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::expose;
-use super::run_view::Usage;
+use super::exit::Exit;
+use super::run_body::Usage;
 use super::state::ApiState;
 use super::time::rfc3339;
 use crate::ids::TenantId;
@@ -72,14 +72,19 @@ pub(super) fn body(
             None
         }
     };
-    build(view, key.as_ref(), touched_ms)
+    build(&state.exit, view, key.as_ref(), touched_ms)
 }
 
-fn build(view: &SessionView, key: Option<&DataKey>, touched_ms: Option<u64>) -> SessionBody {
+fn build(
+    exit: &Exit,
+    view: &SessionView,
+    key: Option<&DataKey>,
+    touched_ms: Option<u64>,
+) -> SessionBody {
     let SessionView { id, fields } = view;
     let ttl_ms = fields.number("ttl_ms");
     let live_runs = fields.number("live");
-    let open = |name: &str| expose::open(key?, &fields.sealed(name)?);
+    let open = |name: &str| exit.open(key?, &fields.sealed(name)?);
     SessionBody {
         session_id: id.to_string(),
         created_at: rfc3339(fields.number("created")),
@@ -88,7 +93,7 @@ fn build(view: &SessionView, key: Option<&DataKey>, touched_ms: Option<u64>) -> 
             .map(|ms| rfc3339(ms.saturating_add(ttl_ms))),
         ttl_s: ttl_ms / 1000,
         context: open("context"),
-        subject: key.and_then(|key| expose::open_text(key, &fields.sealed("subject")?)),
+        subject: key.and_then(|key| exit.open_text(key, &fields.sealed("subject")?)),
         metadata: open("metadata").unwrap_or_else(|| serde_json::json!({})),
         usage: Usage::of(fields),
         live_runs,

@@ -265,7 +265,7 @@ async fn record_state(
         traceparent: Some(caller.scope.facts().trace.to_string()),
         value,
     };
-    state.parts.producer.publish(&record).await?;
+    state.parts.outbox.producer().publish(&record).await?;
     Ok(())
 }
 

@@ -7,12 +7,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
 use crate::governance::{Governance, Keys};
 use crate::ids::TenantId;
-use crate::kafka::{OutboxProducer, ProduceError, Producer};
+use crate::kafka::{OutboxProducer, ProduceError};
 use crate::privacy::KeyCache;
+use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
 use crate::runtime::{Health, Supervisor};
 use crate::stream::Streams;
@@ -35,8 +37,8 @@ pub struct ApiParts {
     pub keys: Keys,
     /// Data keys of sessions.
     pub data_keys: KeyCache,
-    /// Sends state records.
-    pub producer: Producer,
+    /// Masks what leaves.
+    pub masker: Arc<Masker>,
     /// Sends what transitions put into outboxes.
     pub outbox: OutboxProducer,
     /// Follows sessions.
@@ -58,6 +60,7 @@ pub struct ApiState(Arc<Shared>);
 /// What [`ApiState`] points to.
 pub struct Shared {
     pub(super) parts: ApiParts,
+    pub(super) exit: Exit,
     pub(super) requests: Arc<Semaphore>,
     pub(super) waits: Arc<Semaphore>,
 }
@@ -80,6 +83,7 @@ impl ApiState {
     /// Puts the parts together.
     pub fn new(parts: ApiParts) -> Self {
         Self(Arc::new(Shared {
+            exit: Exit::new(parts.masker.clone()),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
             parts,

@@ -301,9 +301,9 @@ fn invalid_plan(problems: &[PlanProblem]) -> ApiError {
         .map_or_else(String::new, ToString::to_string);
     let field = problems.first().map_or("", |problem| &problem.path);
     ApiError::new(ErrorCode::InvalidPlan)
-        .detail(super::expose::expose_text(format!("/plan{detail}")))
-        .details(super::expose::expose(serde_json::json!({
+        .detail(format!("/plan{detail}"))
+        .details(serde_json::json!({
             "field": format!("/plan{field}"),
             "problems": problems,
-        })))
+        }))
 }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::body::JsonBody;
 use super::caller::Caller;
 use super::request_headers::Submitting;
-use super::run_view::{Links, RunBody};
+use super::run_body::{Links, RunBody};
 use super::state::ApiState;
 use super::submission::{
     ExecuteRequest, PlanRequest, PlanSource, RunRequest, Submission, check_plan,

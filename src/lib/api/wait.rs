@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::caller::Caller;
-use super::run_view::{self, RunBody};
+use super::run_body::RunBody;
+use super::run_view;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
