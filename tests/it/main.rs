@@ -3,4 +3,5 @@
 
 mod kafka;
 mod ledger;
+mod main_job;
 mod support;

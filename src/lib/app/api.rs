@@ -17,15 +17,24 @@ use crate::stream::Streams;
 const REDIS_TIMEOUT: Duration = Duration::from_millis(450);
 
 pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
-    let base = Base::start("agenthub-api", settings.clone(), REDIS_TIMEOUT)?;
+    let base = Base::start("agenthub-api", &settings, REDIS_TIMEOUT)?;
     let listener = bind(settings.api_addr).await.map_err(|e| anyhow!(e))?;
     tracing::info!(addr = %listener.local_addr()?, "API");
-    let streams = Streams::start(&settings, base.runs.clone(), &base.supervisor, base.shutdown.end())?;
+    let streams = Streams::start(
+        &settings,
+        base.runs.clone(),
+        &base.supervisor,
+        base.shutdown.end(),
+    )?;
     let state = ApiState::new(ApiParts {
         settings: (*settings).clone(),
         runs: base.runs.clone(),
         governance: Governance::new(base.signer.clone(), &settings),
-        keys: Keys::new(base.redis.clone(), base.outbox.producer().clone(), base.signer.clone()),
+        keys: Keys::new(
+            base.redis.clone(),
+            base.outbox.producer().clone(),
+            base.signer.clone(),
+        ),
         data_keys: base.keys.clone(),
         masker: base.masker.clone(),
         outbox: base.outbox.clone(),

@@ -6,8 +6,8 @@ use agenthub::config::Rule;
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
 use agenthub::messages::{CommandKind, KeyRecord, RunKind};
 use agenthub::runs::{
-    Acquire, Acquired, Admission, Admit, Admitting, Begin, Claim, Gate, Next, Recorded, RunStatus, Runs,
-    SessionCreation, Transition,
+    Acquire, Acquired, Admission, Admit, Admitting, Begin, Claim, Gate, Next, Recorded, RunStatus,
+    Runs, SessionCreation, Transition,
 };
 use agenthub::store::Redis;
 use redis::AsyncCommands;
@@ -71,7 +71,10 @@ impl Ledger {
             key_id: &self.key_id,
             generation: 1,
         };
-        self.runs.create_session(&self.tenant, &creation).await.unwrap();
+        self.runs
+            .create_session(&self.tenant, &creation)
+            .await
+            .unwrap();
     }
 
     pub fn gate(&self, rules: &[Rule]) -> Gate {
@@ -125,7 +128,13 @@ impl Ledger {
         self.acquire_for(run, owner, stage, 10_000).await
     }
 
-    pub async fn acquire_for(&self, run: &RunId, owner: &str, stage: CommandKind, lease_ms: u64) -> Acquired {
+    pub async fn acquire_for(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        lease_ms: u64,
+    ) -> Acquired {
         let spec = spec(run, &self.session);
         let acquire = Acquire {
             run,
@@ -147,15 +156,25 @@ impl Ledger {
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()
     }
 
-    pub async fn record(&self, run: &RunId, owner: &str, number: u64, next: Option<Next>) -> Recorded {
+    pub async fn record(
+        &self,
+        run: &RunId,
+        owner: &str,
+        number: u64,
+        next: Option<Next>,
+    ) -> Recorded {
         let mut transition = Transition::new(run, owner, number);
         transition.next = next;
         self.runs.record(&self.tenant, &transition).await.unwrap()
     }
 
     pub async fn status(&self, run: &RunId) -> Option<RunStatus> {
-        let status: Option<String> =
-            self.redis.connection().hget(self.key(&format!("run:{run}")), "status").await.unwrap();
+        let status: Option<String> = self
+            .redis
+            .connection()
+            .hget(self.key(&format!("run:{run}")), "status")
+            .await
+            .unwrap();
         status.and_then(|s| s.parse().ok())
     }
 
@@ -166,22 +185,42 @@ impl Ledger {
     /// The terminal events that a run has told.
     pub async fn terminal_events(&self, run: &RunId) -> usize {
         let beginning = "0-0".parse().unwrap();
-        let history = self.runs.history(&self.tenant, &self.session, beginning, 10_000).await.unwrap();
-        history.iter().filter(|e| e.run_id == *run && e.event_type.is_terminal()).count()
+        let history = self
+            .runs
+            .history(&self.tenant, &self.session, beginning, 10_000)
+            .await
+            .unwrap();
+        history
+            .iter()
+            .filter(|e| e.run_id == *run && e.event_type.is_terminal())
+            .count()
     }
 
     pub async fn timer(&self, run: &RunId) -> Option<u64> {
-        self.redis.connection().zscore(self.key("timers"), run.as_str()).await.unwrap()
+        self.redis
+            .connection()
+            .zscore(self.key("timers"), run.as_str())
+            .await
+            .unwrap()
     }
 
     pub async fn outbox_len(&self, run: &RunId) -> usize {
-        let fields: Vec<String> = self.redis.connection().hkeys(self.key(&format!("run:{run}"))).await.unwrap();
+        let fields: Vec<String> = self
+            .redis
+            .connection()
+            .hkeys(self.key(&format!("run:{run}")))
+            .await
+            .unwrap();
         fields.iter().filter(|f| f.starts_with("o:")).count()
     }
 }
 
 pub fn end(status: RunStatus) -> Option<Next> {
-    Some(Next::End { status, data: "{}".into(), state: None })
+    Some(Next::End {
+        status,
+        data: "{}".into(),
+        state: None,
+    })
 }
 
 pub fn now_ms() -> u64 {

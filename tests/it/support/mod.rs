@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agenthub::config::{Settings, Source};
 
 pub mod ledger;
+pub mod stack;
 
 /// Secrets of the tests' installations.
 pub const SIGNING: &str = "t1:dGVzdC1zaWduaW5nLXNlY3JldC10ZXN0LXNpZ25pbmctc2VjcmV0";
@@ -19,7 +20,8 @@ pub fn namespace() -> String {
 
 /// The environment of a process in `namespace`, with `extra` on top.
 pub fn environment(namespace: &str, extra: &[(&str, &str)]) -> BTreeMap<String, String> {
-    let given = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let given =
+        |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let base = [
         ("KAFKA_BROKERS", given("KAFKA_BROKERS", "127.0.0.1:9092")),
         ("REDIS_URL", given("REDIS_URL", "redis://127.0.0.1:6379/")),
@@ -28,7 +30,10 @@ pub fn environment(namespace: &str, extra: &[(&str, &str)]) -> BTreeMap<String, 
         ("AGENTHUB_MASTER_KEYS", MASTER.to_owned()),
     ];
     let extra = extra.iter().map(|(k, v)| (*k, (*v).to_owned()));
-    base.into_iter().chain(extra).map(|(k, v)| (k.to_owned(), v)).collect()
+    base.into_iter()
+        .chain(extra)
+        .map(|(k, v)| (k.to_owned(), v))
+        .collect()
 }
 
 /// The settings of such a process.
