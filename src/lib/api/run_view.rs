@@ -137,18 +137,15 @@ impl Reader<'_> {
     /// The steps of the plan, each with what the journal has of it. Without a plan that can be read,
     /// what the journal has.
     fn steps(&self, plan: Option<&CheckedPlan>, journal: &Journal) -> Vec<StepBody> {
-        match plan {
-            Some(plan) => {
-                let entry = |step: &Step| journal.steps.get(&step.id);
-                let steps = plan.steps().iter();
-                steps.map(|step| self.step(step, entry(step))).collect()
-            }
-            None => {
-                let entries = journal.steps.iter();
-                entries
-                    .map(|(id, entry)| self.begun(StepBody::new(id, &entry.tool), entry))
-                    .collect()
-            }
+        if let Some(plan) = plan {
+            let entry = |step: &Step| journal.steps.get(&step.id);
+            let steps = plan.steps().iter();
+            steps.map(|step| self.step(step, entry(step))).collect()
+        } else {
+            let entries = journal.steps.iter();
+            entries
+                .map(|(id, entry)| self.begun(StepBody::new(id, &entry.tool), entry))
+                .collect()
         }
     }
 
