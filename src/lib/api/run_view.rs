@@ -140,13 +140,11 @@ impl Reader<'_> {
         if let Some(plan) = plan {
             let entry = |step: &Step| journal.steps.get(&step.id);
             let steps = plan.steps().iter();
-            steps.map(|step| self.step(step, entry(step))).collect()
-        } else {
-            let entries = journal.steps.iter();
-            entries
-                .map(|(id, entry)| self.begun(StepBody::new(id, &entry.tool), entry))
-                .collect()
+            return steps.map(|step| self.step(step, entry(step))).collect();
         }
+        let begun =
+            |(id, entry): (&String, &StepEntry)| self.begun(StepBody::new(id, &entry.tool), entry);
+        journal.steps.iter().map(begun).collect()
     }
 
     fn step(&self, step: &Step, entry: Option<&StepEntry>) -> StepBody {

@@ -317,7 +317,7 @@ impl Carrying<'_> {
             tool,
             step_id: step_id.to_owned(),
             tool_name: step.tool.clone(),
-            attempt: self.progress.attempts(step_id),
+            number: self.progress.attempts(step_id),
             args: self.progress.resolve(step, settings.max_args_bytes.0),
             limit: limit.min(Duration::from_millis(self.run.remaining_ms())),
             max_output_bytes: settings.max_output_bytes.0,
