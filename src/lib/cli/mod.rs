@@ -3,12 +3,17 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 pub mod check_url;
+mod client;
 pub mod config;
 pub mod docs;
+mod follow;
 pub mod keys;
 pub mod mask;
+mod output;
 pub mod run;
 pub mod runs;
+#[cfg(test)]
+mod tests;
 pub mod tools;
 pub mod topics;
 pub mod watch;
