@@ -4,6 +4,7 @@
 
 pub mod check_url;
 pub mod config;
+pub mod dlq;
 pub mod docs;
 pub mod keys;
 pub mod mask;
@@ -41,6 +42,8 @@ enum Command {
     Keys(keys::Args),
     /// Create, check and describe the topics.
     Topics(topics::Args),
+    /// List and show dead letters.
+    Dlq(dlq::Args),
     /// Mask secrets and personal data in standard input.
     Mask(mask::Args),
     /// Say whether a tool may fetch a URL, and why.
@@ -65,6 +68,7 @@ impl Cli {
             Command::Docs(args) => docs::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Topics(args) => topics::run(args).await,
+            Command::Dlq(args) => dlq::run(args).await,
             Command::Mask(args) => mask::run(args).await,
             Command::CheckUrl(args) => check_url::run(args).await,
             Command::Config(args) => config::run(args).await,
