@@ -9,7 +9,7 @@ use crate::cli::output::{cut, one_line, printable};
 /// Lines of one output, and of a text in it.
 const MOST_LINES: usize = 24;
 const MOST_TEXT_LINES: usize = 12;
-const MOST_ITEMS: usize = 5;
+const MOST_ITEMS: usize = 3;
 const MOST_WIDTH: usize = 160;
 /// Objects within objects that are spread over lines.
 const MOST_DEPTH: usize = 3;
@@ -45,7 +45,7 @@ impl Brief {
         _ = writeln!(self.lines, "{:1$}{line}", "", depth * 2);
     }
 
-    /// An object's fields: those on one line first, so that no list hides them.
+    /// An object's fields: those on one line first and lists last, so that no list hides them.
     fn fields(&mut self, object: &Value, depth: usize) {
         let fields = || object.as_object().into_iter().flatten();
         for (name, value) in fields() {
@@ -53,12 +53,18 @@ impl Brief {
                 self.line(depth, &format!("{}: {value}", one_line(name, 64)));
             }
         }
-        for (name, value) in fields().filter(|(_, value)| flat(value, depth).is_none()) {
+        let spread = || fields().filter(|(_, value)| flat(value, depth).is_none());
+        for (name, value) in spread().filter(|(_, value)| !value.is_array()) {
             self.line(depth, &format!("{}:", one_line(name, 64)));
             match value {
-                Value::Array(items) => self.items(items, depth + 1),
                 Value::String(text) => self.text(text, depth + 1),
-                _ => self.fields(value, depth + 1),
+                value => self.fields(value, depth + 1),
+            }
+        }
+        for (name, value) in spread() {
+            if let Value::Array(items) = value {
+                self.line(depth, &format!("{}:", one_line(name, 64)));
+                self.items(items, depth + 1);
             }
         }
     }
@@ -124,13 +130,6 @@ mod tests {
 metric: roas
 none: null
 tags: [\"a\",\"b\"]
-daily:
-  - {\"days_ago\":1,\"roas\":6.31}
-  - {\"days_ago\":2,\"roas\":6.31}
-  - {\"days_ago\":3,\"roas\":6.31}
-  - {\"days_ago\":4,\"roas\":6.31}
-  - {\"days_ago\":5,\"roas\":6.31}
-  … 2 more
 note:
   a
   b\u{fffd}
@@ -138,6 +137,11 @@ totals:
   roas: 6.2
   by:
     x: {\"y\":1}
+daily:
+  - {\"days_ago\":1,\"roas\":6.31}
+  - {\"days_ago\":2,\"roas\":6.31}
+  - {\"days_ago\":3,\"roas\":6.31}
+  … 4 more
 ";
         assert_eq!(brief(&output), (expected.to_owned(), true));
     }
