@@ -142,8 +142,8 @@ impl<'a> File<'a> {
         let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
             return report(1, format!("the room `{room}` is not in the table of rooms"));
         };
-        let root = if room == "bin" { "agenthub" } else { "crate" };
-        for (line, path) in paths_from(&self.tokens, root) {
+        let beginning = if room == "bin" { "agenthub" } else { "crate" };
+        for (line, path) in paths_from(&self.tokens, beginning) {
             let other = path[0].as_str();
             if other != room && !allowed.contains(&other) {
                 report(line, format!("`{room}` must not use `{other}`"));

@@ -2,6 +2,7 @@
 //! the generated pages and tables anew.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use agenthub::tools::retrieval::storage::Storage;
 use agenthub::tools::retrieval::{Retrieval, intake};
 use agenthub::tools::{Effects, Tool, ToolCall, catalogue};
 use serde_json::json;
+
+use crate::support::stack::Stack;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -69,11 +72,13 @@ fn configuration() {
             text => format!("`{}`", cell(text)),
         };
         let secret = if setting.secret { " Secret." } else { "" };
-        page += &format!(
-            "| `{}` | {default} | {}{secret} |\n",
+        writeln!(
+            page,
+            "| `{}` | {default} | {}{secret} |",
             setting.env,
             cell(setting.doc)
-        );
+        )
+        .unwrap();
     }
     is_current("docs/configuration.md", &page);
 }
@@ -98,13 +103,15 @@ fn tools() {
             Effects::Unsafe => "unsafe",
         };
         let schema = serde_json::to_string_pretty(&tool.parameters).unwrap();
-        page += &format!(
-            "\n## `{}`\n\nVersion {}, effects `{effects}`, {} seconds.\n\n{}\n\n```json\n{schema}\n```\n",
+        writeln!(
+            page,
+            "\n## `{}`\n\nVersion {}, effects `{effects}`, {} seconds.\n\n{}\n\n```json\n{schema}\n```",
             tool.name,
             tool.version,
             tool.timeout.as_secs(),
             cell(tool.description),
-        );
+        )
+        .unwrap();
     }
     is_current("docs/tools.md", &page);
 }
@@ -118,7 +125,13 @@ fn metrics() {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        table += &format!("| `{}` | {kind} | {} |\n", metric.name, cell(metric.help));
+        writeln!(
+            table,
+            "| `{}` | {kind} | {} |",
+            metric.name,
+            cell(metric.help)
+        )
+        .unwrap();
     }
     let path = "docs/operations.md";
     is_current(path, &with_part(path, "metrics", &table));
@@ -152,20 +165,24 @@ fn routes() {
     assert_eq!(listed, expected);
 }
 
-/// The project's own documents are the sample corpus: what they say about idempotency is found there.
-#[tokio::test]
-async fn the_sample_corpus_tells_of_idempotency() {
-    let folder = tempfile::tempdir().unwrap();
-    let storage = folder.path().join("storage").to_str().unwrap().to_owned();
-    let env = [("AGENTHUB_STORAGE_URL".to_owned(), storage)];
+/// The project's own documents, as the tenant's corpus in the object store at `url`.
+async fn sample_corpus(url: &str, tenant: &TenantId) -> Corpus {
+    let env = [("AGENTHUB_STORAGE_URL".to_owned(), url.to_owned())];
     let source = Source::from_env(env.into()).unwrap();
     let storage = Storage::open(&StorageSettings::load(&source).unwrap()).unwrap();
     let corpus = Corpus::new(storage);
     let found = intake::find(&[root().join("docs")]).unwrap();
     let documents = found.files.iter().map(|file| intake::read(file).unwrap());
-    let tenant: TenantId = "demo".parse().unwrap();
-    corpus.add(&tenant, documents.collect()).await.unwrap();
+    corpus.add(tenant, documents.collect()).await.unwrap();
+    corpus
+}
 
+/// What the documents say about idempotency is found there.
+#[tokio::test]
+async fn the_sample_corpus_tells_of_idempotency() {
+    let folder = tempfile::tempdir().unwrap();
+    let tenant: TenantId = "demo".parse().unwrap();
+    let corpus = sample_corpus(folder.path().to_str().unwrap(), &tenant).await;
     let cache = folder.path().join("cache");
     let search = Retrieval::open(corpus, &cache, Duration::ZERO).unwrap();
     let call = ToolCall {
@@ -189,6 +206,47 @@ async fn the_sample_corpus_tells_of_idempotency() {
             .contains("idempotency"),
         "{answer:#}"
     );
+}
+
+/// The README's first steps do what it says, typed as they stand there.
+#[tokio::test]
+async fn quick_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = folder.path().to_str().unwrap();
+    let stack = Stack::start(&[("AGENTHUB_STORAGE_URL", storage)]).await;
+    sample_corpus(storage, &stack.tenant).await;
+
+    let page = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, after) = page.split_once("with curl:\n\n```sh\n").unwrap();
+    let (commands, _) = after.split_once("```").unwrap();
+    let (source, commands) = commands.split_once('\n').unwrap();
+    assert_eq!(source, "source .agenthub/env");
+    let url = format!("http://{}", stack.processes["api"].addr);
+    let output = tokio::process::Command::new("bash")
+        .args(["-euo", "pipefail", "-c", commands])
+        .env("AGENTHUB_URL", url)
+        .env("AGENTHUB_CLIENT_KEY", &stack.api_key)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_mins(1), output).await;
+    let output = output.unwrap().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    let mut rest = told.as_str();
+    for expected in [
+        "event: run.queued",
+        "event: plan.created",
+        "event: step.completed",
+        "event: run.succeeded",
+        "\"status\":\"succeeded\"",
+        "\"code\":\"run_ended\"",
+        "\"status\":\"succeeded\"",
+        "dempotency",
+    ] {
+        let at = rest.find(expected);
+        let at = at.unwrap_or_else(|| panic!("{expected} does not follow in:\n{told}"));
+        rest = &rest[at + expected.len()..];
+    }
 }
 
 /// Every relative link leads to a file of the repository.

@@ -233,7 +233,7 @@ mod tests {
             words(r#"f("crate::\"x", b"y", 'z', '\'', 'ä')"#),
             "f ( , , , , )"
         );
-        assert_eq!(words(r###"f(r#"a"b"#, br"c", r"\")g"###), "f ( , , ) g");
+        assert_eq!(words(r##"f(r#"a"b"#, br"c", r"\")g"##), "f ( , , ) g");
         assert_eq!(
             words("fn f<'a>(x: &'a str) {}"),
             "fn f < ' a > ( x : & ' a str ) { }"
