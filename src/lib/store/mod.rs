@@ -123,20 +123,20 @@ impl Redis {
     }
 
     /// Refuses a Redis that may lose what it has acknowledged: without AOF, or with an eviction
-    /// policy that drops keys.
+    /// policy that drops keys. Where `CONFIG` is not allowed, as on managed services, that Redis
+    /// answers has to do.
     pub async fn check_durability(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection.clone();
-        let get = |name: &str| redis::cmd("CONFIG").arg("GET").arg(name).to_owned();
-        let aof: Vec<String> = get("appendonly").query_async(&mut connection).await?;
-        let policy: Vec<String> = get("maxmemory-policy").query_async(&mut connection).await?;
-        let value = |answer: &[String]| answer.get(1).cloned().unwrap_or_default();
-        if value(&aof) != "yes" {
-            return Err(StoreError::Failed("appendonly must be yes".to_owned()));
-        }
-        if value(&policy) != "noeviction" {
-            return Err(StoreError::Failed(
-                "maxmemory-policy must be noeviction".to_owned(),
-            ));
+        for (name, wanted) in [("appendonly", "yes"), ("maxmemory-policy", "noeviction")] {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("GET").arg(name);
+            let answer: Result<Vec<String>, StoreError> =
+                command.query_async(&mut self.connection()).await.map_err(StoreError::from);
+            match answer {
+                Ok(pair) if pair.get(1).is_some_and(|value| value == wanted) => {}
+                Ok(_) => return Err(StoreError::Failed(format!("{name} must be {wanted}"))),
+                Err(StoreError::Failed(_)) => return self.ping().await,
+                Err(away) => return Err(away),
+            }
         }
         Ok(())
     }
