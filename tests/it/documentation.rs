@@ -137,7 +137,7 @@ fn metrics() {
     is_current(path, &with_part(path, "metrics", &table));
 }
 
-/// The README's table of the API has every operation of the OpenAPI document but the reference page's own
+/// The README's table of the API has every operation of the API document but the reference page's own
 /// files, and no other.
 #[test]
 fn routes() {
