@@ -20,12 +20,15 @@ const ROOMS: &[(&str, &[&str])] = &[
         "messages", "privacy", "ids",
     ]),
     ("worker", &[
-        "planner", "executor", "kafka", "runs", "store", "tools", "llm", "telemetry", "runtime", "config", "plan",
+        "dlq", "planner", "executor", "kafka", "runs", "store", "tools", "llm", "telemetry", "runtime", "config", "plan",
         "messages", "privacy", "ids",
     ]),
-    ("rollup", CONSUMER),
-    ("dlq", CONSUMER),
-    ("replay", CONSUMER),
+    ("rollup", &[
+        "dlq", "kafka", "tools", "telemetry", "runtime", "config", "messages", "privacy", "ids",
+    ]),
+    ("replay", &["kafka", "runs", "store", "runtime", "config", "messages", "privacy", "ids"]),
+    // Below those that give records up: its letters are written by them.
+    ("dlq", &["kafka", "store", "runtime", "config", "messages", "privacy", "ids"]),
     ("governance", &["kafka", "runs", "store", "runtime", "config", "messages", "privacy", "ids"]),
     ("stream", &["runs", "store", "runtime", "config", "messages", "ids"]),
     ("planner", &["tools", "llm", "plan", "ids"]),
@@ -48,22 +51,22 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Composition roots use everything but each other.
 #[rustfmt::skip]
 const APP: &[&str] = &[
-    "api", "worker", "rollup", "dlq", "replay", "governance", "stream", "planner", "executor", "kafka", "runs", "store",
+    "api", "worker", "rollup", "replay", "dlq", "governance", "stream", "planner", "executor", "kafka", "runs", "store",
     "tools", "llm", "net", "telemetry", "runtime", "config", "plan", "error", "messages", "privacy", "ids",
-];
-#[rustfmt::skip]
-const CONSUMER: &[&str] = &[
-    "kafka", "runs", "store", "tools", "telemetry", "runtime", "config", "messages", "privacy", "ids",
 ];
 
 /// Paths that a room must not use although it may use their room: of the tools, the API and the
-/// planner see the catalogue alone.
+/// planner see the catalogue alone, and the roll-up the object store.
 const CLOSED: &[(&str, &str)] = &[
     ("api", "tools::ads"),
     ("api", "tools::http_fetch"),
     ("api", "tools::registry"),
     ("api", "tools::retrieval"),
     ("api", "tools::summarize"),
+    ("rollup", "tools::ads"),
+    ("rollup", "tools::http_fetch"),
+    ("rollup", "tools::registry"),
+    ("rollup", "tools::summarize"),
     ("planner", "tools::ads"),
     ("planner", "tools::http_fetch"),
     ("planner", "tools::registry"),
