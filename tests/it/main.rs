@@ -1,6 +1,7 @@
 //! Integration tests against real Kafka and Redis.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod faults;
 mod kafka;
 mod ledger;
 mod main_job;
