@@ -1,8 +1,13 @@
 //! Integration tests against real Kafka and Redis.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod api;
+mod bad_input;
 mod faults;
 mod kafka;
 mod ledger;
 mod main_job;
+mod outages;
+mod scaling;
+mod streams;
 mod support;
