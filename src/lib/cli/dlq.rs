@@ -142,12 +142,21 @@ async fn list(
     }
     letters.sort_by_key(|indexed| std::cmp::Reverse(indexed.letter.last_ms));
     letters.truncate(limit);
-    Ok(letters.iter().map(|indexed| View::new(indexed, masker)).collect())
+    Ok(letters
+        .iter()
+        .map(|indexed| View::new(indexed, masker))
+        .collect())
 }
 
 fn print_line(view: &View) {
     let tenant = view.tenant.as_deref().unwrap_or(TenantId::SYSTEM);
-    println!("{}  {}  {}  {tenant}  {}", view.last, view.id, view.class, line(&view.error));
+    println!(
+        "{}  {}  {}  {tenant}  {}",
+        view.last,
+        view.id,
+        view.class,
+        line(&view.error)
+    );
 }
 
 fn print_page(view: &View) {
@@ -172,18 +181,27 @@ fn print_page(view: &View) {
     for (name, value) in &view.headers {
         row("header", &format!("{name}: {value}"));
     }
-    let place = format!("dead.letter/{}/{}", view.letter_partition, view.letter_offset);
+    let place = format!(
+        "dead.letter/{}/{}",
+        view.letter_partition, view.letter_offset
+    );
     row("letter", &place);
-    let cut = if view.value_cut { ", the beginning of which is" } else { "" };
+    let cut = if view.value_cut {
+        ", the beginning of which is"
+    } else {
+        ""
+    };
     row("value", &format!("{} bytes{cut}", view.value_bytes));
-    if let Some(value) = &view.value {
-        println!("{}", value.lines().map(|l| format!("    {}\n", line(l))).collect::<String>());
+    for text in view.value.iter().flat_map(|value| value.lines()) {
+        println!("    {}", line(text));
     }
 }
 
 /// What came from outside must not steer the terminal.
 fn line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -204,7 +222,12 @@ mod tests {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("dlq list --tenant acme --class unsigned --limit 3 --json").is_ok());
         assert!(parse("dlq show t/0/1").is_ok());
-        for wrong in ["dlq list --class odd", "dlq list --tenant A_B", "dlq show", "dlq"] {
+        for wrong in [
+            "dlq list --class odd",
+            "dlq list --tenant A_B",
+            "dlq show",
+            "dlq",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

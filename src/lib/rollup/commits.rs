@@ -168,7 +168,10 @@ mod tests {
             assert_eq!((last.start, last.end), (100, 5_000_000), "{committed:?}");
         }
         let all = commits.all(0).await.unwrap();
-        assert_eq!(all.iter().map(|m| (m.start, m.end)).collect::<Vec<_>>(), chain);
+        assert_eq!(
+            all.iter().map(|m| (m.start, m.end)).collect::<Vec<_>>(),
+            chain
+        );
     }
 
     #[tokio::test]

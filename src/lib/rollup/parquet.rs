@@ -10,6 +10,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
+use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::messages::{AuditDecision, AuditRecord};
 
 /// The time zone of `ts`.
@@ -77,14 +78,14 @@ fn batch(rows: &[Row<'_>]) -> Result<RecordBatch, ParquetError> {
         Arc::new(times),
         text(|r| Some(&r.id)),
         text(|r| Some(&r.action)),
-        text(|r| r.tenant.as_ref().map(|t| t.as_str())),
-        text(|r| r.key_id.as_ref().map(|k| k.as_str())),
+        text(|r| r.tenant.as_ref().map(TenantId::as_str)),
+        text(|r| r.key_id.as_ref().map(KeyId::as_str)),
         text(|r| r.role.as_deref()),
         text(|r| r.method.as_deref()),
         text(|r| r.route.as_deref()),
         Arc::new(status.collect::<Int32Array>()),
-        text(|r| r.session_id.as_ref().map(|s| s.as_str())),
-        text(|r| r.run_id.as_ref().map(|r| r.as_str())),
+        text(|r| r.session_id.as_ref().map(SessionId::as_str)),
+        text(|r| r.run_id.as_ref().map(RunId::as_str)),
         text(|r| r.target.as_deref()),
         text(|r| r.input_hash.as_deref()),
         count(|r| r.input_tokens),
@@ -168,15 +169,24 @@ mod tests {
             column.is_valid(row).then(|| column.value(row).to_owned())
         };
         assert_eq!(text("id", 1).as_deref(), Some("b"));
-        assert_eq!((text("tenant", 0).as_deref(), text("tenant", 1)), (Some("acme"), None));
+        assert_eq!(
+            (text("tenant", 0).as_deref(), text("tenant", 1)),
+            (Some("acme"), None)
+        );
         assert_eq!(text("decision", 0).as_deref(), Some("refused"));
         assert_eq!(text("rule", 0).as_deref(), Some("key"));
         let ts = column("ts").as_primitive::<TimestampMillisecondType>();
         assert_eq!(ts.value(0), 1_770_094_799_999);
         assert_eq!(column("status").as_primitive::<Int32Type>().value(0), 429);
         let count = |name: &str, row| column(name).as_primitive::<Int64Type>().value(row);
-        assert_eq!((count("input_tokens", 0), count("output_tokens", 0)), (3, i64::MAX));
-        assert_eq!((count("cost_micro_usd", 1), count("duration_ms", 1)), (5, 7));
+        assert_eq!(
+            (count("input_tokens", 0), count("output_tokens", 0)),
+            (3, i64::MAX)
+        );
+        assert_eq!(
+            (count("cost_micro_usd", 1), count("duration_ms", 1)),
+            (5, 7)
+        );
         assert_eq!((count("offset", 0), count("offset", 1)), (10, 12));
     }
 }

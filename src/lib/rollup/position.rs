@@ -63,7 +63,9 @@ impl Positions {
     /// `group` is without the namespace.
     pub(super) fn new(kafka: &KafkaSettings, group: &str) -> Result<Self, RollupError> {
         let mut catalogue = Catalogue::embedded(false)?;
-        catalogue.topics.retain(|spec| spec.topic == Topic::AuditLogs);
+        catalogue
+            .topics
+            .retain(|spec| spec.topic == Topic::AuditLogs);
         for spec in &mut catalogue.topics {
             spec.consumers = vec![group.to_owned()];
         }

@@ -88,7 +88,11 @@ mod tests {
             &RECORD.replace("\"v\":1", "\"v\":2"),
             &RECORD.replace("\"ts\":5", "\"ts\":18446744073709551615"),
         ] {
-            assert_eq!(class(&incoming(value)), FailureClass::Undecodable, "{value}");
+            assert_eq!(
+                class(&incoming(value)),
+                FailureClass::Undecodable,
+                "{value}"
+            );
         }
         let none = Incoming {
             value: None,

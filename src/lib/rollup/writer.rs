@@ -28,7 +28,7 @@ const UPLOADS: usize = 8;
 /// Longest pause between two attempts at what failed.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// When nothing is gathered, there is nothing to wait for but a change.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// Why a roll-up must not go on: it would leave a gap that nobody sees.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +154,11 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, stopping: &CancellationToken, end: &CancellationToken) -> Result<(), Stop> {
+    async fn write(
+        &mut self,
+        stopping: &CancellationToken,
+        end: &CancellationToken,
+    ) -> Result<(), Stop> {
         self.look_at_storage(end).await?;
         loop {
             let hurry = stopping.is_cancelled();
@@ -177,13 +181,20 @@ impl Writer {
     }
 
     /// Writes a batch, or finds that others have.
-    async fn flush(&mut self, mut batch: Batch<Entry>, end: &CancellationToken) -> Result<(), Stop> {
+    async fn flush(
+        &mut self,
+        mut batch: Batch<Entry>,
+        end: &CancellationToken,
+    ) -> Result<(), Stop> {
         let started = Instant::now();
         let mut letters = None;
         loop {
             let start = self.chain_end(&batch, end).await?;
             let written = batch.entries.partition_point(|entry| entry.offset < start);
-            batch.entries.drain(..written).for_each(|entry| entry.ack.done());
+            batch
+                .entries
+                .drain(..written)
+                .for_each(|entry| entry.ack.done());
             let Some(last) = batch.entries.last().map(|entry| entry.offset) else {
                 return Ok(());
             };
@@ -196,7 +207,9 @@ impl Writer {
                 let files = encode(&topic, partition, &entries);
                 (entries, files)
             });
-            let (entries, files) = encoding.await.map_err(|e| RollupError::Encode(e.to_string()))?;
+            let (entries, files) = encoding
+                .await
+                .map_err(|e| RollupError::Encode(e.to_string()))?;
             batch.entries = entries;
             let files = files?;
             self.upload(&files, end).await?;
@@ -229,14 +242,23 @@ impl Writer {
     }
 
     /// Where the partition's chain of markers ends: the next marker begins there.
-    async fn chain_end(&mut self, batch: &Batch<Entry>, end: &CancellationToken) -> Result<i64, Stop> {
+    async fn chain_end(
+        &mut self,
+        batch: &Batch<Entry>,
+        end: &CancellationToken,
+    ) -> Result<i64, Stop> {
         let partition = batch.partition;
-        let known = self.chains.get(&partition).filter(|c| c.epoch == batch.epoch);
+        let known = self
+            .chains
+            .get(&partition)
+            .filter(|c| c.epoch == batch.epoch);
         if let Some(chain) = known {
             return Ok(chain.next);
         }
         // The offset first: whoever committed it had written its marker.
-        let at = self.retry("offsets", end, || self.positions.of(partition)).await?;
+        let at = self
+            .retry("offsets", end, || self.positions.of(partition))
+            .await?;
         let last = || self.commits.last(partition, at.committed);
         let last = self.retry("commit markers", end, last).await?;
         let next = last.map_or(0, |marker| marker.end);
@@ -253,7 +275,9 @@ impl Writer {
             masker: &self.masker,
         };
         for entry in entries {
-            let Content::Unfit(unfit) = &entry.content else { continue };
+            let Content::Unfit(unfit) = &entry.content else {
+                continue;
+            };
             let failure = Failure {
                 class: unfit.class,
                 error: &unfit.error,
@@ -268,8 +292,14 @@ impl Writer {
     }
 
     async fn upload(&self, files: &[File], end: &CancellationToken) -> Result<(), Stop> {
-        let uploads: Vec<_> = files.iter().map(|file| self.upload_one(file, end)).collect();
-        stream::iter(uploads).buffer_unordered(UPLOADS).try_collect().await
+        let uploads: Vec<_> = files
+            .iter()
+            .map(|file| self.upload_one(file, end))
+            .collect();
+        stream::iter(uploads)
+            .buffer_unordered(UPLOADS)
+            .try_collect()
+            .await
     }
 
     async fn upload_one(&self, file: &File, end: &CancellationToken) -> Result<(), Stop> {
@@ -346,7 +376,9 @@ struct File {
 fn encode(topic: &str, partition: i32, entries: &[Entry]) -> Result<Vec<File>, RollupError> {
     let mut groups: BTreeMap<Group, Vec<parquet::Row<'_>>> = BTreeMap::new();
     for entry in entries {
-        let Content::Row(audit) = &entry.content else { continue };
+        let Content::Row(audit) = &entry.content else {
+            continue;
+        };
         let ts = i64::try_from(audit.ts).unwrap_or(i64::MAX);
         let group = Group::new(ts, audit.tenant.as_ref());
         let row = (&**audit, partition, entry.offset);

@@ -22,7 +22,10 @@ const MAX_BASE64: usize = 2732;
 const PAGE: usize = 200;
 
 static INDEX: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("dead_letter_index", &[include_str!("dead_letter_index.lua")])
+    Script::new(
+        "dead_letter_index",
+        &[include_str!("dead_letter_index.lua")],
+    )
 });
 
 /// A letter as the index holds it.
@@ -172,7 +175,9 @@ impl Redis {
                 let wanted = class.is_none_or(|class| {
                     fields.get("class").map(String::as_str) == Some(class.as_str())
                 });
-                let letter = wanted.then(|| IndexedLetter::from_fields(&fields)).flatten();
+                let letter = wanted
+                    .then(|| IndexedLetter::from_fields(&fields))
+                    .flatten();
                 if let Some(letter) = letter.filter(|_| seen.insert(id)) {
                     letters.push(letter);
                 }
@@ -222,10 +227,15 @@ mod tests {
             let value = vec![7; size];
             let indexed = IndexedLetter::new(letter(&value), 0, 0);
             assert_eq!(indexed.value_bytes, size as u64);
-            let kept = STANDARD.decode(indexed.letter.value.as_deref().unwrap()).unwrap();
+            let kept = STANDARD
+                .decode(indexed.letter.value.as_deref().unwrap())
+                .unwrap();
             assert_eq!(kept, value[..size.min(2049)]);
             assert_eq!(indexed.is_cut(), size > 2049);
-            assert_eq!(indexed.letter.headers, [("small".to_owned(), "AA==".to_owned())]);
+            assert_eq!(
+                indexed.letter.headers,
+                [("small".to_owned(), "AA==".to_owned())]
+            );
         }
     }
 

@@ -92,7 +92,10 @@ impl Assignment {
 
     /// Records of all partitions that are not done.
     pub(super) fn in_flight(&self) -> usize {
-        self.partitions.values().map(|p| p.frontier.in_flight()).sum()
+        self.partitions
+            .values()
+            .map(|p| p.frontier.in_flight())
+            .sum()
     }
 
     /// Records that are remembered over all partitions, done behind an undone one or undone.
