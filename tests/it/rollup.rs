@@ -153,9 +153,10 @@ impl Fixture {
         admin.describe(&catalogue).await.unwrap().topics[0].groups[0].lag
     }
 
-    async fn caught_up(&self, group: &str) {
+    async fn caught_up(&self, group: &str, member: &Member) {
         let deadline = Instant::now() + DEADLINE;
         while self.lag(group).await > 0 {
+            assert!(!member.writer.is_finished(), "{group}: the writer ended");
             assert!(Instant::now() < deadline, "{group} is behind");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -304,8 +305,8 @@ async fn two_that_fight_leave_one_truth() {
     fixture.produce(1_000..2_000).await;
     fixture.written(2_000).await;
     // Each has found every record written, by itself or by the other.
-    fixture.caught_up(GROUP).await;
-    fixture.caught_up(OTHER_GROUP).await;
+    fixture.caught_up(GROUP, &one).await;
+    fixture.caught_up(OTHER_GROUP, &other).await;
     one.stop().await;
     other.stop().await;
     fixture.each_once(2_000).await;

@@ -262,6 +262,12 @@ impl Writer {
                 let ask = || self.positions.of(partition);
                 let at = self.retry("offsets", end, ask).await?;
                 let next = self.last_end(partition, at.committed, end).await?;
+                // Others may have written on since the topic's end was asked for.
+                let at = if at.end < next {
+                    self.retry("offsets", end, ask).await?
+                } else {
+                    at
+                };
                 position::check(partition, next, at)?;
                 tracing::info!(partition, next, committed = at.committed, "resuming");
                 next
