@@ -78,16 +78,18 @@ async fn every_worker_gets_work() {
 async fn a_worker_that_is_told_to_stop_hands_over() {
     let mut stack = stack().await;
     let runs = submit(&stack, 40).await;
-    for worker in ["executor-2", "planner-2"] {
-        let stopped = stack.processes.get_mut(worker).unwrap().stop().await;
-        assert!(stopped, "{worker} did not end in order");
+    let leaving = ["executor-2", "planner-2"];
+    for worker in leaving {
+        stack.processes[worker].tell_to_stop();
     }
-    // They left under load.
+    // They leave under load.
     let (_, last) = stack.get(&format!("/v1/runs/{}", runs[39])).await;
     assert!(last["ended_at"].is_null(), "{last}");
-    all_succeed(&stack, &runs).await;
-    for worker in ["executor-2", "planner-2"] {
-        let log = stack.processes[worker].log();
+    for worker in leaving {
+        let process = stack.processes.get_mut(worker).unwrap();
+        assert!(process.stopped().await, "{}", process.log());
+        let log = process.log();
         assert!(log.contains("\"message\":\"stopped\""), "{log}");
     }
+    all_succeed(&stack, &runs).await;
 }

@@ -109,7 +109,7 @@ async fn a_session_is_followed_over_its_runs() {
 async fn a_silent_stream_has_a_heartbeat_and_a_short_history_says_so() {
     let mut stack = Stack::bare(&[
         ("AGENTHUB_SSE_HEARTBEAT_MS", "200"),
-        ("AGENTHUB_HISTORY_EVENTS", "10"),
+        ("AGENTHUB_HISTORY_EVENTS", "150"),
     ])
     .await;
     stack.spawn_all(&["api", "executor"]).await;
@@ -122,23 +122,17 @@ async fn a_silent_stream_has_a_heartbeat_and_a_short_history_says_so() {
         assert_eq!(frame.unwrap().unwrap().text, ": heartbeat");
     }
 
-    // Redis drops events from the history by the hundred.
+    // Redis drops events from the history by the hundred, so this takes some.
     let step = |n: usize| json!({ "id": format!("s{n}"), "tool": "ads_metrics_mock", "args": { "advertiser_id": "1" } });
     let plan = json!({ "steps": (0..32).map(step).collect::<Vec<_>>() });
-    let mut runs = Vec::new();
-    for _ in 0..4 {
+    let (mut runs, mut all) = (Vec::new(), Vec::new());
+    for _ in 0..6 {
         runs.push(stack.execute(&session, &plan).await);
-    }
-    for run in &runs {
-        assert_eq!(stack.ended(run).await["status"], "succeeded");
-    }
-    // Who was there all the time missed nothing.
-    let mut all = Vec::new();
-    for _ in &runs {
+        // Who keeps up misses nothing.
         all.extend(silent.until("run.succeeded").await);
     }
     assert_chained(&all);
-    assert!(all.len() > 200, "{}", all.len());
+    assert!(all.len() > 350, "{}", all.len());
 
     let mut late = stack.follow(&query, Some("1-1")).await;
     let told = late.until("run.succeeded").await;
