@@ -1,1 +1,51 @@
-//! To be written.
+//! The HTTP API: routes, extractors, errors as problem documents, server-sent events, OpenAPI.
+//!
+//! A request is governed inside the script that acts on it: handlers check what needs no I/O, then make
+//! one call of the ledger, which holds the gate.
+//!
+//! Invariant: nothing leaves but through [`exit`] or as an error written in [`crate::error`]; every
+//! answer carries its trace id.
+
+mod admin_keys;
+mod audit;
+mod body;
+mod caller;
+mod docs;
+mod exit;
+mod finished;
+mod follow;
+mod limits;
+mod observe;
+mod openapi;
+mod params;
+mod probes;
+mod problem;
+mod request_headers;
+mod router;
+mod run_body;
+mod run_view;
+mod runs;
+mod scope;
+mod server;
+mod session_view;
+mod sessions;
+mod sse;
+mod state;
+mod stream;
+mod submission;
+mod submit;
+#[cfg(test)]
+mod tests;
+mod time;
+mod tools;
+mod validate;
+mod wait;
+
+pub use router::router;
+pub use server::serve;
+pub use state::{ApiParts, ApiState};
+
+/// The OpenAPI document of the API, JSON text.
+pub fn openapi() -> &'static str {
+    openapi::text()
+}

@@ -1,9 +1,64 @@
 //! The API.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::anyhow;
+use tokio::sync::oneshot;
+
+use super::base::Base;
+use crate::api::{ApiParts, ApiState};
 use crate::config::Settings;
+use crate::governance::{Governance, Keys};
+use crate::runtime::bind;
+use crate::stream::Streams;
 
-pub(super) async fn serve(_settings: Arc<Settings>) -> anyhow::Result<()> {
-    anyhow::bail!("being wired")
+/// A client hears within half a second that Redis is away.
+const REDIS_TIMEOUT: Duration = Duration::from_millis(450);
+
+pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
+    let base = Base::start("agenthub-api", &settings, REDIS_TIMEOUT)?;
+    let listener = bind(settings.api_addr).await.map_err(|e| anyhow!(e))?;
+    tracing::info!(addr = %listener.local_addr()?, "API");
+    let streams = Streams::start(
+        &settings,
+        base.runs.clone(),
+        &base.supervisor,
+        base.shutdown.end(),
+    )?;
+    let state = ApiState::new(ApiParts {
+        settings: (*settings).clone(),
+        runs: base.runs.clone(),
+        governance: Governance::new(base.signer.clone(), &settings),
+        keys: Keys::new(
+            base.redis.clone(),
+            base.outbox.producer().clone(),
+            base.signer.clone(),
+        ),
+        data_keys: base.keys.clone(),
+        masker: base.masker.clone(),
+        outbox: base.outbox.clone(),
+        streams,
+        health: base.health.clone(),
+        metrics: base.telemetry.metrics(),
+        supervisor: base.supervisor.clone(),
+        stopping: base.shutdown.intake(),
+    });
+    let (ended, has_ended) = oneshot::channel();
+    let intake = base.shutdown.intake();
+    base.supervisor.run_once("server", async move {
+        let _ = ended.send(crate::api::serve(listener, state, intake).await);
+    });
+    tokio::pin!(has_ended);
+    let failed = async {
+        let _ = (&mut has_ended).await;
+        anyhow!("the server ended")
+    };
+    let outcome = base.until_told(failed).await;
+    if outcome.is_ok() {
+        // Requests under way end, streams ask their clients to reconnect.
+        let _ = tokio::time::timeout(settings.drain_ms.duration(), has_ended).await;
+    }
+    base.finish().await;
+    outcome
 }

@@ -23,7 +23,6 @@ const FLUSH: Duration = Duration::from_secs(3);
 
 /// The parts that every process has.
 pub(super) struct Base {
-    pub(super) settings: Arc<Settings>,
     pub(super) kafka: KafkaSettings,
     pub(super) signer: Signer,
     pub(super) keys: KeyCache,
@@ -42,25 +41,26 @@ impl Base {
     /// ready until they are there.
     pub(super) fn start(
         service: &'static str,
-        settings: Arc<Settings>,
+        settings: &Settings,
         redis_timeout: Duration,
     ) -> anyhow::Result<Self> {
-        let telemetry = Telemetry::start(service, &settings).map_err(|e| anyhow!(e))?;
+        let telemetry = Telemetry::start(service, settings).map_err(|e| anyhow!(e))?;
         let secret = |name: &'static str| move |e: String| anyhow!("{name}: {e}");
         let signer = Signer::parse(settings.signing_secrets.expose_secret())
             .map_err(secret("AGENTHUB_SIGNING_SECRETS"))?;
-        let ring = KeyRing::parse(settings.master_keys.expose_secret()).map_err(secret("AGENTHUB_MASTER_KEYS"))?;
-        let masker = Arc::new(Masker::new(&mask_patterns(&settings)?)?);
-        let kafka = KafkaSettings::from(settings.as_ref());
-        let redis = Redis::connect(&settings, redis_timeout)?;
+        let ring = KeyRing::parse(settings.master_keys.expose_secret())
+            .map_err(secret("AGENTHUB_MASTER_KEYS"))?;
+        let masker = Arc::new(Masker::new(&mask_patterns(settings)?)?);
+        let kafka = KafkaSettings::from(settings);
+        let redis = Redis::connect(settings, redis_timeout)?;
         let producer = Producer::new(&kafka, signer.clone(), service)?;
         let shutdown = Shutdown::new();
         let supervisor = Supervisor::new(shutdown.end());
-        let runs = Runs::new(redis.clone(), &settings);
-        let outbox = OutboxProducer::start(producer.clone(), runs.clone(), &supervisor, shutdown.end());
+        let runs = Runs::new(redis.clone(), settings);
+        let outbox =
+            OutboxProducer::start(producer.clone(), runs.clone(), &supervisor, shutdown.end());
         let health = Health::new(&["kafka", "redis"]);
         let base = Self {
-            settings,
             kafka,
             signer,
             keys: KeyCache::new(ring, CACHED_KEYS),
@@ -95,12 +95,17 @@ impl Base {
 
     fn watch(&self, name: &'static str, check: Check) {
         let (health, stop) = (self.health.clone(), self.shutdown.end());
-        self.supervisor.run("dependency-watch", move || health.clone().watch(name, check.clone(), stop.clone()));
+        self.supervisor.run("dependency-watch", move || {
+            health.clone().watch(name, check.clone(), stop.clone())
+        });
     }
 
     /// Waits until the process is told to stop, or `failed` says why it cannot go on. From here on it
     /// is not ready and takes nothing in.
-    pub(super) async fn until_told(&self, failed: impl Future<Output = anyhow::Error>) -> anyhow::Result<()> {
+    pub(super) async fn until_told(
+        &self,
+        failed: impl Future<Output = anyhow::Error>,
+    ) -> anyhow::Result<()> {
         let outcome = tokio::select! {
             signal = Shutdown::signalled() => signal.context("signals").map(|signal| {
                 tracing::info!(signal, "stopping");
@@ -129,7 +134,15 @@ impl Base {
 }
 
 fn mask_patterns(settings: &Settings) -> anyhow::Result<Vec<String>> {
-    let Some(path) = &settings.mask_patterns_file else { return Ok(Vec::new()) };
-    let text = std::fs::read_to_string(path).with_context(|| format!("AGENTHUB_MASK_PATTERNS_FILE {}", path.display()))?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+    let Some(path) = &settings.mask_patterns_file else {
+        return Ok(Vec::new());
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("AGENTHUB_MASK_PATTERNS_FILE {}", path.display()))?;
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect())
 }

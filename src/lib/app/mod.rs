@@ -29,7 +29,9 @@ pub fn api() -> ExitCode {
 
 /// Runs a planner or an executor until it is told to stop.
 pub fn worker(role: Role) -> ExitCode {
-    run(role.service(), move |settings| worker::serve(role, settings))
+    run(role.service(), move |settings| {
+        worker::serve(role, settings)
+    })
 }
 
 /// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage or configuration.
@@ -49,7 +51,10 @@ where
         println!("{service}: the configuration is valid");
         return ExitCode::SUCCESS;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("{service}: runtime: {error}");

@@ -64,18 +64,23 @@ impl Role {
 }
 
 pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result<()> {
-    let base = Base::start(role.service(), settings.clone(), REDIS_TIMEOUT)?;
+    let base = Base::start(role.service(), &settings, REDIS_TIMEOUT)?;
     let listener = bind(settings.probe_addr).await.map_err(|e| anyhow!(e))?;
     tracing::info!(addr = %listener.local_addr()?, "probes");
     let probe = ProbeServer::new(base.health.clone(), base.telemetry.metrics());
-    base.supervisor.run_once("probes", probe.serve(listener, base.shutdown.end()));
+    base.supervisor
+        .run_once("probes", probe.serve(listener, base.shutdown.end()));
 
     let llm: Arc<dyn LlmClient> = Arc::new(OpenAiClient::from_settings(&settings)?);
     let work = match role {
         Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
         Role::Executor => {
             let tools = tools(&settings, llm)?;
-            Work::Execute(Execution::new(Arc::new(tools), settings.clone(), base.masker.clone()))
+            Work::Execute(Execution::new(
+                Arc::new(tools),
+                settings.clone(),
+                base.masker.clone(),
+            ))
         }
     };
     let leases = Arc::new(Leases::default());
@@ -93,16 +98,25 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
         stopping: base.shutdown.intake(),
     });
     {
-        let (runs, lease, stop) = (base.runs.clone(), settings.lease_ms.duration(), base.shutdown.end());
+        let (runs, lease, stop) = (
+            base.runs.clone(),
+            settings.lease_ms.duration(),
+            base.shutdown.end(),
+        );
         base.supervisor.run("leases", move || {
             let (leases, runs, stop) = (leases.clone(), runs.clone(), stop.clone());
             async move { leases.renew(&runs, lease, &stop).await }
         });
     }
     {
-        let sweeper = Sweeper::new(base.runs.clone(), base.outbox.clone(), settings.sweep_interval_ms.duration());
+        let sweeper = Sweeper::new(
+            base.runs.clone(),
+            base.outbox.clone(),
+            settings.sweep_interval_ms.duration(),
+        );
         let stop = base.shutdown.intake();
-        base.supervisor.run("sweeper", move || sweeper.clone().run(stop.clone()));
+        base.supervisor
+            .run("sweeper", move || sweeper.clone().run(stop.clone()));
     }
 
     let options = ConsumerOptions {
@@ -144,7 +158,13 @@ async fn consume(
     intake: &CancellationToken,
 ) {
     while !intake.is_cancelled() {
-        let consumer = Consumer::new(kafka, role.group(), &[role.topic()], worker.clone(), options.clone());
+        let consumer = Consumer::new(
+            kafka,
+            role.group(),
+            &[role.topic()],
+            worker.clone(),
+            options.clone(),
+        );
         let outcome = match consumer {
             Ok(consumer) => consumer.run(intake.clone()).await,
             Err(error) => Err(error),
@@ -161,9 +181,14 @@ async fn consume(
 
 fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolRegistry> {
     let corpus = Corpus::new(Storage::open(&StorageSettings::from(settings))?);
-    let retrieval = Retrieval::open(corpus, &settings.cache_dir, settings.docs_refresh_ms.duration())
-        .with_context(|| format!("AGENTHUB_CACHE_DIR {}", settings.cache_dir.display()))?;
-    let policy = Policy::new(AllowList::parse(&settings.fetch_allow).context("AGENTHUB_FETCH_ALLOW")?);
+    let retrieval = Retrieval::open(
+        corpus,
+        &settings.cache_dir,
+        settings.docs_refresh_ms.duration(),
+    )
+    .with_context(|| format!("AGENTHUB_CACHE_DIR {}", settings.cache_dir.display()))?;
+    let policy =
+        Policy::new(AllowList::parse(&settings.fetch_allow).context("AGENTHUB_FETCH_ALLOW")?);
     let limits = Limits {
         total: settings.fetch_timeout_ms.duration(),
         max_bytes: settings.fetch_max_bytes.0,
@@ -174,6 +199,10 @@ fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolReg
     tools.register(Arc::new(AdsMetricsMock))?;
     tools.register(Arc::new(retrieval))?;
     tools.register(Arc::new(fetch))?;
-    tools.register(Arc::new(Summarize::new(llm, settings.model.clone(), settings.llm_max_output_tokens)))?;
+    tools.register(Arc::new(Summarize::new(
+        llm,
+        settings.model.clone(),
+        settings.llm_max_output_tokens,
+    )))?;
     Ok(tools)
 }

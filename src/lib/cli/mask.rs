@@ -28,8 +28,14 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let masker = Masker::new(&args.pattern)?;
     let mut bytes = Vec::new();
-    std::io::stdin().take(MAX_INPUT + 1).read_to_end(&mut bytes).context("standard input")?;
-    anyhow::ensure!(bytes.len() as u64 <= MAX_INPUT, "the input is larger than 256 MiB");
+    std::io::stdin()
+        .take(MAX_INPUT + 1)
+        .read_to_end(&mut bytes)
+        .context("standard input")?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= MAX_INPUT,
+        "the input is larger than 256 MiB"
+    );
     let text = String::from_utf8_lossy(&bytes);
     if args.explain {
         explain(&masker, &text);
@@ -46,9 +52,15 @@ fn mask(masker: &Masker, text: &str) -> String {
         let end = if text.ends_with('\n') { "\n" } else { "" };
         return format!("{}{end}", masker.json_text(text));
     }
-    let mut lines = text.lines().filter(|line| !line.trim().is_empty()).peekable();
+    let mut lines = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .peekable();
     if lines.peek().is_some() && lines.all(|line| line.starts_with(['{', '[']) && json(line)) {
-        return text.lines().map(|line| format!("{}\n", masker.json_text(line))).collect();
+        return text
+            .lines()
+            .map(|line| format!("{}\n", masker.json_text(line)))
+            .collect();
     }
     masker.text(text).to_string()
 }
@@ -57,8 +69,18 @@ fn explain(masker: &Masker, text: &str) {
     for hit in masker.hits(text) {
         let before = &text[..hit.range.start];
         let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        eprintln!("line {line}, column {column}: {}, {} bytes", hit.class, hit.range.len());
+        let column = before
+            .rsplit('\n')
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .count()
+            + 1;
+        eprintln!(
+            "line {line}, column {column}: {}, {} bytes",
+            hit.class,
+            hit.range.len()
+        );
     }
 }
 
@@ -70,8 +92,14 @@ mod tests {
     fn json_lines_and_text_keep_their_form() {
         let masker = Masker::new(&[]).unwrap();
         let cases = [
-            ("{\"a\":\"x@example.org\"}\n", "{\"a\":\"[masked:email]\"}\n"),
-            ("{\"password\":\"p\"}\n{\"b\":1}\n", "{\"password\":\"[masked:field]\"}\n{\"b\":1}\n"),
+            (
+                "{\"a\":\"x@example.org\"}\n",
+                "{\"a\":\"[masked:email]\"}\n",
+            ),
+            (
+                "{\"password\":\"p\"}\n{\"b\":1}\n",
+                "{\"password\":\"[masked:field]\"}\n{\"b\":1}\n",
+            ),
             ("to x@example.org\n{}\n", "to [masked:email]\n{}\n"),
         ];
         for (text, expected) in cases {

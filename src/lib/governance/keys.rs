@@ -51,7 +51,11 @@ pub struct Keys {
 impl Keys {
     /// Keys on the given Redis and Kafka, signed by `signer`.
     pub fn new(redis: Redis, producer: Producer, signer: Signer) -> Self {
-        Self { redis, producer, signer }
+        Self {
+            redis,
+            producer,
+            signer,
+        }
     }
 
     /// Creates a key. It is in the answer and nowhere else.
@@ -70,7 +74,9 @@ impl Keys {
             old_hash: None,
             old_until_ms: None,
             created_ms: now,
-            expires_ms: new.expires_in_s.map(|s| now.saturating_add(s.saturating_mul(1000))),
+            expires_ms: new
+                .expires_in_s
+                .map(|s| now.saturating_add(s.saturating_mul(1000))),
         };
         self.redis.add_tenant(&record.tenant).await?;
         self.write(&record).await?;
@@ -112,18 +118,32 @@ impl Keys {
     }
 
     /// One key, with when it was last used.
-    pub async fn get(&self, tenant: &TenantId, key_id: &KeyId) -> Result<(KeyRecord, Option<u64>), KeyError> {
-        self.redis.key(tenant, key_id).await?.ok_or(KeyError::Unknown)
+    pub async fn get(
+        &self,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<(KeyRecord, Option<u64>), KeyError> {
+        self.redis
+            .key(tenant, key_id)
+            .await?
+            .ok_or(KeyError::Unknown)
     }
 
     async fn active(&self, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, KeyError> {
         let (record, _) = self.get(tenant, key_id).await?;
-        if record.status == "active" { Ok(record) } else { Err(KeyError::Unknown) }
+        if record.status == "active" {
+            Ok(record)
+        } else {
+            Err(KeyError::Unknown)
+        }
     }
 
     async fn write(&self, record: &KeyRecord) -> Result<(), KeyError> {
         let state = State::ApiKey(record.clone());
-        let value = StateRecord { v: SCHEMA_VERSION, state };
+        let value = StateRecord {
+            v: SCHEMA_VERSION,
+            state,
+        };
         let key = value.state.record_key();
         self.producer
             .publish(&Outgoing {

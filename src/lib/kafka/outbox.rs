@@ -40,7 +40,12 @@ pub struct OutboxProducer {
 
 impl OutboxProducer {
     /// Its background task runs until `stop`, and removes what is acknowledged by then.
-    pub fn start(producer: Producer, runs: Runs, supervisor: &Supervisor, stop: CancellationToken) -> Self {
+    pub fn start(
+        producer: Producer,
+        runs: Runs,
+        supervisor: &Supervisor,
+        stop: CancellationToken,
+    ) -> Self {
         let (done, receiver) = mpsc::channel(WAITING);
         let receiver = Arc::new(Mutex::new(receiver));
         supervisor.run("outbox-removal", move || {
@@ -57,7 +62,11 @@ impl OutboxProducer {
 
     /// Produces the entries and waits for every acknowledgement. Acknowledged entries are removed in
     /// the background; an error names the first that was not, and leaves it to the sweepers.
-    pub async fn deliver(&self, tenant: &TenantId, entries: &[OutboxEntry]) -> Result<(), ProduceError> {
+    pub async fn deliver(
+        &self,
+        tenant: &TenantId,
+        entries: &[OutboxEntry],
+    ) -> Result<(), ProduceError> {
         let (acknowledged, outcome) = self.produce(entries).await;
         self.forget(tenant, acknowledged);
         outcome
@@ -65,13 +74,22 @@ impl OutboxProducer {
 
     /// As [`OutboxProducer::deliver`], but the caller has the acknowledged entries removed: with its
     /// next transition, or by [`OutboxProducer::forget`].
-    pub async fn produce(&self, entries: &[OutboxEntry]) -> (Vec<Acknowledged>, Result<(), ProduceError>) {
-        let results = self.producer.send_all(entries.iter().map(|entry| entry.record.get())).await;
+    pub async fn produce(
+        &self,
+        entries: &[OutboxEntry],
+    ) -> (Vec<Acknowledged>, Result<(), ProduceError>) {
+        let results = self
+            .producer
+            .send_all(entries.iter().map(|entry| entry.record.get()))
+            .await;
         let mut acknowledged = Vec::with_capacity(entries.len());
         let mut outcome = Ok(());
         for (entry, result) in entries.iter().zip(results) {
             match result {
-                Ok(_) => acknowledged.push(Acknowledged { run: entry.run_id.clone(), number: entry.number }),
+                Ok(_) => acknowledged.push(Acknowledged {
+                    run: entry.run_id.clone(),
+                    number: entry.number,
+                }),
                 Err(error) if outcome.is_ok() => outcome = Err(error),
                 Err(_) => {}
             }
@@ -121,7 +139,12 @@ async fn remove(
 async fn remove_batch(runs: &Runs, batch: Vec<(TenantId, Acknowledged)>) {
     let mut tenants: HashMap<TenantId, HashMap<RunId, Vec<u64>>> = HashMap::new();
     for (tenant, entry) in batch {
-        tenants.entry(tenant).or_default().entry(entry.run).or_default().push(entry.number);
+        tenants
+            .entry(tenant)
+            .or_default()
+            .entry(entry.run)
+            .or_default()
+            .push(entry.number);
     }
     for (tenant, entries) in tenants {
         let entries: Vec<(RunId, Vec<u64>)> = entries.into_iter().collect();

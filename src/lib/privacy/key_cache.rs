@@ -19,7 +19,11 @@ pub struct KeyCache {
 impl KeyCache {
     /// An empty cache over `ring`.
     pub fn new(ring: KeyRing, capacity: usize) -> Self {
-        Self { ring, capacity, halves: Arc::default() }
+        Self {
+            ring,
+            capacity,
+            halves: Arc::default(),
+        }
     }
 
     /// A fresh data key for a session, and its wrapped form to store.
@@ -33,14 +37,22 @@ impl KeyCache {
     pub fn get(&self, tenant: &TenantId, session: &SessionId) -> Option<DataKey> {
         let mut halves = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
         let [newer, older] = &mut *halves;
-        let (owner, key) = newer.get(session).or_else(|| older.get(session)).filter(|(owner, _)| owner == tenant)?;
+        let (owner, key) = newer
+            .get(session)
+            .or_else(|| older.get(session))
+            .filter(|(owner, _)| owner == tenant)?;
         let (owner, key) = (owner.clone(), key.clone());
         newer.insert(session.clone(), (owner, key.clone()));
         Some(key)
     }
 
     /// Unwraps and keeps the data key of a session.
-    pub fn unwrap(&self, wrapped: &str, tenant: &TenantId, session: &SessionId) -> Result<DataKey, SealError> {
+    pub fn unwrap(
+        &self,
+        wrapped: &str,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<DataKey, SealError> {
         if let Some(key) = self.get(tenant, session) {
             return Ok(key);
         }

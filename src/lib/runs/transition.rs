@@ -369,7 +369,11 @@ impl Runs {
     }
 
     /// The wrapped data key of a session; `None` when there is no such session.
-    pub async fn wrapped_key(&self, tenant: &TenantId, session: &SessionId) -> Result<Option<String>, StoreError> {
+    pub async fn wrapped_key(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<Option<String>, StoreError> {
         let key = format!("{}:ses:{session}", self.redis.base(tenant));
         Ok(self.redis.connection().hget(key, "key").await?)
     }
@@ -382,10 +386,22 @@ impl Runs {
         for tenants in tenants.chunks(1000) {
             let mut pipe = redis::pipe();
             for tenant in tenants {
-                pipe.zrangebyscore_limit(format!("{}:timers", self.redis.base(tenant)), "-inf", now, 0, 1);
+                pipe.zrangebyscore_limit(
+                    format!("{}:timers", self.redis.base(tenant)),
+                    "-inf",
+                    now,
+                    0,
+                    1,
+                );
             }
             let answers: Vec<Vec<String>> = pipe.query_async(&mut self.redis.connection()).await?;
-            due.extend(tenants.iter().zip(answers).filter(|(_, a)| !a.is_empty()).map(|(t, _)| t.clone()));
+            due.extend(
+                tenants
+                    .iter()
+                    .zip(answers)
+                    .filter(|(_, a)| !a.is_empty())
+                    .map(|(t, _)| t.clone()),
+            );
         }
         Ok(due)
     }

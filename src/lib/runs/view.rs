@@ -2,7 +2,7 @@
 
 use super::Fields;
 use crate::ids::{RunId, SessionId};
-use crate::messages::RunSpec;
+use crate::messages::{EventId, RunSpec};
 
 /// A run as it is read.
 #[derive(Debug, Clone)]
@@ -46,5 +46,14 @@ impl SessionView {
             id,
             fields: Fields::from_flat(flat),
         }
+    }
+
+    /// The newest event of the session; none before the first.
+    pub fn last_event(&self) -> Option<EventId> {
+        let seq = self.fields.number("seq");
+        (seq > 0).then(|| EventId {
+            generation: self.fields.number("gen"),
+            seq,
+        })
     }
 }

@@ -36,7 +36,10 @@ pub fn validate_args(name: &str, args: &Value) -> Result<(), Vec<ArgsProblem>> {
     let Ok(validator) = compiled else {
         return one("schema", "the tool's schema cannot be compiled");
     };
-    let problems: Vec<_> = validator.iter_errors(args).map(|error| ArgsProblem::from(&error)).collect();
+    let problems: Vec<_> = validator
+        .iter_errors(args)
+        .map(|error| ArgsProblem::from(&error))
+        .collect();
     if problems.is_empty() {
         Ok(())
     } else {

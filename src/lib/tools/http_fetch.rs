@@ -196,7 +196,9 @@ impl Tool for HttpFetch {
         let mut page = self.fetch(&args.url).await.map_err(|error| ToolError {
             class: match error.class() {
                 Class::Refused => ToolErrorClass::Refused,
-                Class::Transient => ToolErrorClass::Transient { retry_after: error.retry_after() },
+                Class::Transient => ToolErrorClass::Transient {
+                    retry_after: error.retry_after(),
+                },
                 Class::Permanent => ToolErrorClass::Permanent,
             },
             code: error.code(),

@@ -50,8 +50,14 @@ impl Attempt {
             },
         };
         metrics::counter!("agenthub_tool_executions_total", "tool" => tool.clone(), "outcome" => result).increment(1);
-        metrics::histogram!("agenthub_tool_duration_ms", "tool" => tool).record(duration.as_secs_f64() * 1000.0);
-        Attempted { step_id, outcome, duration, called }
+        metrics::histogram!("agenthub_tool_duration_ms", "tool" => tool)
+            .record(duration.as_secs_f64() * 1000.0);
+        Attempted {
+            step_id,
+            outcome,
+            duration,
+            called,
+        }
     }
 
     async fn call(self) -> (bool, Result<ToolOutput, ToolError>) {
@@ -61,11 +67,23 @@ impl Attempt {
         };
         // A plan is checked when it is made; only now are the values of its references known.
         if let Err(problems) = catalogue::validate_args(&self.tool_name, &args) {
-            let texts: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.path, p.message)).collect();
-            return (false, Err(ToolError::permanent("invalid_arguments", texts.join("; "))));
+            let texts: Vec<_> = problems
+                .iter()
+                .map(|p| format!("{}: {}", p.path, p.message))
+                .collect();
+            return (
+                false,
+                Err(ToolError::permanent("invalid_arguments", texts.join("; "))),
+            );
         }
         let Some(tool) = self.tool else {
-            return (false, Err(ToolError::permanent("tool_not_available", "this executor does not have the tool")));
+            return (
+                false,
+                Err(ToolError::permanent(
+                    "tool_not_available",
+                    "this executor does not have the tool",
+                )),
+            );
         };
         let call = ToolCall {
             idempotency_key: format!("{}/{}", self.run_id, self.step_id),
@@ -82,7 +100,10 @@ impl Attempt {
                 "tool_timeout",
                 format!("no result within {} ms", self.limit.as_millis()),
             )),
-            Ok(Err(_)) => Err(ToolError::permanent("tool_panicked", "the tool failed in an unforeseen way")),
+            Ok(Err(_)) => Err(ToolError::permanent(
+                "tool_panicked",
+                "the tool failed in an unforeseen way",
+            )),
             Ok(Ok(outcome)) => outcome,
         };
         let outcome = outcome.and_then(|output| {

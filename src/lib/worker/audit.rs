@@ -45,9 +45,16 @@ impl Owned {
             output_tokens: call.usage.output_tokens,
             cost_micro_usd: call.usage.cost_micro_usd,
             ip: None,
-            trace_id: spec.traceparent.as_ref().and_then(|t| Some(t.split('-').nth(1)?.to_owned())),
+            trace_id: spec
+                .traceparent
+                .as_ref()
+                .and_then(|t| Some(t.split('-').nth(1)?.to_owned())),
             duration_ms: call.duration_ms,
-            decision: if call.refused_by.is_some() { AuditDecision::Refused } else { AuditDecision::Allowed },
+            decision: if call.refused_by.is_some() {
+                AuditDecision::Refused
+            } else {
+                AuditDecision::Allowed
+            },
             rule: call.refused_by.map(str::to_owned),
         };
         Some(NewRecord {

@@ -18,7 +18,10 @@ pub(super) enum Received {
 pub(super) fn receive(record: &Incoming, signer: &Signer, stage: CommandKind) -> Received {
     let unfit = |class, error: String| Received::Unfit(class, error);
     let Some(value) = &record.value else {
-        return unfit(FailureClass::Undecodable, "the record has no value".to_owned());
+        return unfit(
+            FailureClass::Undecodable,
+            "the record has no value".to_owned(),
+        );
     };
     let key = record.key.as_deref().unwrap_or_default();
     if let Err(error) = signer.verify(&record.full_topic, key, &record.headers, value) {
@@ -29,17 +32,26 @@ pub(super) fn receive(record: &Incoming, signer: &Signer, stage: CommandKind) ->
         Err(error) => return unfit(FailureClass::Undecodable, error.to_string()),
     };
     if command.v > SCHEMA_VERSION {
-        return unfit(FailureClass::Undecodable, format!("unknown schema version {}", command.v));
+        return unfit(
+            FailureClass::Undecodable,
+            format!("unknown schema version {}", command.v),
+        );
     }
     if command.kind != stage {
-        return unfit(FailureClass::Undecodable, format!("a {} command", command.kind.as_str()));
+        return unfit(
+            FailureClass::Undecodable,
+            format!("a {} command", command.kind.as_str()),
+        );
     }
     let spec = &command.spec;
     let fits = key == spec.run_id.as_str().as_bytes()
         && record.header(header::TENANT) == Some(spec.tenant.as_str())
         && record.header(header::CE_SUBJECT) == Some(spec.run_id.as_str());
     if !fits {
-        return unfit(FailureClass::Undecodable, "key, headers and value name different runs".to_owned());
+        return unfit(
+            FailureClass::Undecodable,
+            "key, headers and value name different runs".to_owned(),
+        );
     }
     let now = clock::now_ms();
     // Long past its time: even the ledger may have forgotten the run. Within a day of it the ledger

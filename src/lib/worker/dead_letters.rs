@@ -17,9 +17,16 @@ const TYPE: &str = "agenthub.dead_letter";
 
 /// Sends a dead letter. Waits as long as Kafka is away, or until the process is told to stop: then the
 /// record stays uncommitted and comes again.
-pub(super) async fn send(context: &WorkerContext, record: &Incoming, class: FailureClass, error: &str) {
+pub(super) async fn send(
+    context: &WorkerContext,
+    record: &Incoming,
+    class: FailureClass,
+    error: &str,
+) {
     let letter = describe(context, record, class, error, None);
-    let Ok(value) = serde_json::to_vec(&letter) else { return };
+    let Ok(value) = serde_json::to_vec(&letter) else {
+        return;
+    };
     let outgoing = Outgoing {
         topic: Topic::DeadLetter,
         key: record_key(record),
@@ -88,7 +95,11 @@ fn describe(
         offset: record.offset,
         key: record.key.as_ref().map(encode),
         value: record.value.as_ref().map(encode),
-        headers: record.headers.iter().map(|(name, value)| (name.clone(), encode(value))).collect(),
+        headers: record
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), encode(value)))
+            .collect(),
         class,
         error,
         attempts: match class {
@@ -120,7 +131,10 @@ fn record_key(record: &Incoming) -> String {
 }
 
 fn letter_id(record: &Incoming) -> String {
-    format!("{}/{}/{}", record.full_topic, record.partition, record.offset)
+    format!(
+        "{}/{}/{}",
+        record.full_topic, record.partition, record.offset
+    )
 }
 
 /// Whom a record belongs to that nobody vouches for: the operator.

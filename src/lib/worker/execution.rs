@@ -20,7 +20,9 @@ use crate::executor::schedule::Outcome;
 use crate::messages::{Command, EventType};
 use crate::plan::{CheckedPlan, Plan};
 use crate::privacy::DataKey;
-use crate::runs::{Begin, CancelMode, NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition};
+use crate::runs::{
+    Begin, CancelMode, NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition,
+};
 use crate::tools::registry::ToolRegistry;
 use crate::tools::{Effects, catalogue};
 
@@ -46,14 +48,20 @@ impl Execution {
         settings: Arc<Settings>,
         masker: Arc<crate::privacy::mask::Masker>,
     ) -> Self {
-        Self { tools, settings, masker }
+        Self {
+            tools,
+            settings,
+            masker,
+        }
     }
 
     /// The stage's first events. Steps that may start at once are begun with it, so that a run of one
     /// step needs no further transition before its call; not those whose effects must be on Kafka
     /// before the call.
     pub(super) fn begin(&self, command: &Command, key: &DataKey, now_ms: u64) -> Begin {
-        let Ok(plan) = open_plan(command, key) else { return Begin::default() };
+        let Ok(plan) = open_plan(command, key) else {
+            return Begin::default();
+        };
         let mut begin = Begin {
             set: BTreeMap::new(),
             events: vec![NewEvent {
@@ -64,12 +72,23 @@ impl Execution {
                 state: None,
             }],
         };
-        let first = plan.steps().iter().enumerate().filter(|(i, _)| plan.dependencies(*i).is_empty());
+        let first = plan
+            .steps()
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| plan.dependencies(*i).is_empty());
         for (_, step) in first.filter(|(_, step)| effects(&step.tool) != Effects::Unsafe) {
-            let args = crate::plan::reference::resolve(&step.args, &|_| None, self.settings.max_args_bytes.0);
+            let args = crate::plan::reference::resolve(
+                &step.args,
+                &|_| None,
+                self.settings.max_args_bytes.0,
+            );
             let Ok(args) = args else { continue };
             let entry = StepEntry::begun(&step.tool, 1, now_ms);
-            begin.set.insert(format!("s:{}", step.id), serde_json::to_string(&entry).unwrap_or_default());
+            begin.set.insert(
+                format!("s:{}", step.id),
+                serde_json::to_string(&entry).unwrap_or_default(),
+            );
             let args = self.masker.json(&args);
             begin.events.push(NewEvent {
                 event_type: EventType::StepStarted,
@@ -88,8 +107,14 @@ impl Execution {
             Err(message) => {
                 let data = run.context.failure("invalid_plan", &message);
                 let mut transition = run.transition();
-                transition.set.insert("code".to_owned(), "invalid_plan".to_owned());
-                transition.next = Some(Next::End { status: RunStatus::Failed, data, state: None });
+                transition
+                    .set
+                    .insert("code".to_owned(), "invalid_plan".to_owned());
+                transition.next = Some(Next::End {
+                    status: RunStatus::Failed,
+                    data,
+                    state: None,
+                });
                 return run.finish(transition).await;
             }
         };
@@ -100,8 +125,13 @@ impl Execution {
                 return;
             }
         };
-        let mut carrying =
-            Carrying { execution: self, run: &run, progress, running: FuturesUnordered::new(), due: BTreeMap::new() };
+        let mut carrying = Carrying {
+            execution: self,
+            run: &run,
+            progress,
+            running: FuturesUnordered::new(),
+            due: BTreeMap::new(),
+        };
         carrying.go().await;
     }
 }
@@ -120,13 +150,18 @@ impl<'a> Carrying<'a> {
     async fn go(&mut self) {
         // What the acquire began is called at once; what an earlier owner left is looked at first.
         let mut transition = self.run.transition();
-        let begun = if self.run.fresh { self.progress.begun() } else { Vec::new() };
+        let begun = if self.run.fresh {
+            self.progress.begun()
+        } else {
+            Vec::new()
+        };
         for step in &begun {
             self.start(step);
         }
         if !self.run.fresh {
             let settings = &self.execution.settings;
-            self.progress.take_over(&mut transition, settings.max_attempts);
+            self.progress
+                .take_over(&mut transition, settings.max_attempts);
         }
         self.begin_ready(&mut transition, true);
         let changed = !transition.set.is_empty();
@@ -141,9 +176,15 @@ impl<'a> Carrying<'a> {
                 Happening::Ended(attempted) => {
                     let mut transition = self.run.transition();
                     let settings = &self.execution.settings;
-                    match self.progress.ended(&mut transition, *attempted, settings.max_attempts) {
+                    match self
+                        .progress
+                        .ended(&mut transition, *attempted, settings.max_attempts)
+                    {
                         After::Wait { step, after } => {
-                            if after > super::planning::PARK_BEYOND && self.running.is_empty() && self.due.is_empty() {
+                            if after > super::planning::PARK_BEYOND
+                                && self.running.is_empty()
+                                && self.due.is_empty()
+                            {
                                 return self.park(transition, after).await;
                             }
                             self.due.insert(step, Instant::now() + after);
@@ -186,7 +227,11 @@ impl<'a> Carrying<'a> {
         if told != Signal::Owned {
             return Happening::Told(told);
         }
-        let due = self.due.iter().min_by_key(|(_, at)| **at).map(|(step, at)| (step.clone(), *at));
+        let due = self
+            .due
+            .iter()
+            .min_by_key(|(_, at)| **at)
+            .map(|(step, at)| (step.clone(), *at));
         let due = async {
             match due {
                 Some((step, at)) => {
@@ -220,7 +265,9 @@ impl<'a> Carrying<'a> {
     /// Records a transition and calls the steps that it began; whether the run is still to go on.
     async fn record(&mut self, transition: Transition<'_>) -> bool {
         let begun = self.progress.take_begun();
-        let durably = begun.iter().any(|step| self.progress.effects(step) == Effects::Unsafe);
+        let durably = begun
+            .iter()
+            .any(|step| self.progress.effects(step) == Effects::Unsafe);
         let standing = if durably {
             self.run.record_durably(transition).await
         } else {
@@ -247,7 +294,9 @@ impl<'a> Carrying<'a> {
     }
 
     fn start(&mut self, step_id: &str) {
-        let Some(attempt) = self.attempt(step_id) else { return };
+        let Some(attempt) = self.attempt(step_id) else {
+            return;
+        };
         self.running.push(Box::pin(attempt.carry_out()));
     }
 
@@ -256,7 +305,12 @@ impl<'a> Carrying<'a> {
         let settings = &self.execution.settings;
         let tool = self.execution.tools.get(&step.tool).cloned();
         let limit = step.timeout_s.map_or_else(
-            || catalogue::find(&step.tool).map_or(Duration::from_secs(settings.step_timeout_s), |spec| spec.timeout),
+            || {
+                catalogue::find(&step.tool)
+                    .map_or(Duration::from_secs(settings.step_timeout_s), |spec| {
+                        spec.timeout
+                    })
+            },
             |seconds| Duration::from_secs(u64::from(seconds)),
         );
         Some(Attempt {
@@ -275,7 +329,9 @@ impl<'a> Carrying<'a> {
 
     async fn park(&mut self, mut transition: Transition<'_>, after: Duration) {
         let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-        transition.next = Some(Next::Park { wake_at: self.run.context.now_ms().saturating_add(after) });
+        transition.next = Some(Next::Park {
+            wake_at: self.run.context.now_ms().saturating_add(after),
+        });
         self.run.finish(transition).await;
     }
 
@@ -298,22 +354,39 @@ impl<'a> Carrying<'a> {
             }
         }
         self.progress.forget_running(&mut transition);
-        transition.next = Some(Next::End { status: RunStatus::Cancelled, data: "{}".to_owned(), state: None });
+        transition.next = Some(Next::End {
+            status: RunStatus::Cancelled,
+            data: "{}".to_owned(),
+            state: None,
+        });
         self.run.finish(transition).await;
     }
 
     async fn end(&mut self, mut transition: Transition<'_>) {
         let next = match self.progress.outcome() {
             Some(Outcome::Failed { step_id, code }) => {
-                let message = self.progress.error(&step_id).unwrap_or_else(|| "the step failed".to_owned());
+                let message = self
+                    .progress
+                    .error(&step_id)
+                    .unwrap_or_else(|| "the step failed".to_owned());
                 transition.set.insert("code".to_owned(), code.clone());
                 transition.set.insert("error".to_owned(), message.clone());
-                let data = self.run.told(&json!({ "code": code, "message": message, "step_id": step_id }));
-                Next::End { status: RunStatus::Failed, data, state: None }
+                let data = self
+                    .run
+                    .told(&json!({ "code": code, "message": message, "step_id": step_id }));
+                Next::End {
+                    status: RunStatus::Failed,
+                    data,
+                    state: None,
+                }
             }
             _ => {
                 let data = self.run.told(&json!({ "result": self.progress.result() }));
-                Next::End { status: RunStatus::Succeeded, data, state: None }
+                Next::End {
+                    status: RunStatus::Succeeded,
+                    data,
+                    state: None,
+                }
             }
         };
         transition.next = Some(next);
@@ -326,7 +399,11 @@ fn effects(tool: &str) -> Effects {
 }
 
 fn open_plan(command: &Command, key: &DataKey) -> Result<CheckedPlan, String> {
-    let sealed = command.plan.as_ref().or(command.spec.plan.as_ref()).ok_or("the run has no plan")?;
+    let sealed = command
+        .plan
+        .as_ref()
+        .or(command.spec.plan.as_ref())
+        .ok_or("the run has no plan")?;
     let bytes = key.open(sealed).map_err(|e| e.to_string())?;
     let _: Plan = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
     serde_json::from_slice(&bytes).map_err(|e| e.to_string())

@@ -51,9 +51,18 @@ pub(super) struct Held {
 impl Leases {
     pub(super) fn hold(self: &Arc<Self>, tenant: &TenantId, run: &RunId, owner: &str) -> Held {
         let (sender, signal) = watch::channel(Signal::Owned);
-        let lease = Lease { tenant: tenant.clone(), owner: owner.to_owned(), signal: sender };
+        let lease = Lease {
+            tenant: tenant.clone(),
+            owner: owner.to_owned(),
+            signal: sender,
+        };
         self.lock().insert(run.clone(), lease);
-        Held { leases: self.clone(), run: run.clone(), owner: owner.to_owned(), signal }
+        Held {
+            leases: self.clone(),
+            run: run.clone(),
+            owner: owner.to_owned(),
+            signal,
+        }
     }
 
     /// Tells a run's owner without waiting for the next renewal.
@@ -77,7 +86,10 @@ impl Leases {
                 let held = self.lock();
                 metrics::gauge!("agenthub_leases").set(super::to_f64(held.len() as u64));
                 for (run, lease) in &*held {
-                    tenants.entry(lease.tenant.clone()).or_default().push((run.clone(), lease.owner.clone()));
+                    tenants
+                        .entry(lease.tenant.clone())
+                        .or_default()
+                        .push((run.clone(), lease.owner.clone()));
                 }
             }
             for (tenant, leases) in tenants {
@@ -110,7 +122,10 @@ impl Leases {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut held = self.leases.lock();
-        if held.get(&self.run).is_some_and(|lease| lease.owner == self.owner) {
+        if held
+            .get(&self.run)
+            .is_some_and(|lease| lease.owner == self.owner)
+        {
             held.remove(&self.run);
         }
     }

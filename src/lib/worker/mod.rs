@@ -102,7 +102,12 @@ impl Worker {
         let outbox = std::mem::take(&mut acquired.outbox);
         match outcome {
             Outcome::Acquired | Outcome::Resumed | Outcome::Poisoned => {}
-            Outcome::Waiting | Outcome::Busy | Outcome::Parked | Outcome::Stale | Outcome::Ended | Outcome::Expired => {
+            Outcome::Waiting
+            | Outcome::Busy
+            | Outcome::Parked
+            | Outcome::Stale
+            | Outcome::Ended
+            | Outcome::Expired => {
                 tracing::debug!(outcome = name(outcome), "not taken up");
                 if self.context.outbox.deliver(&tenant, &outbox).await.is_err() {
                     tracing::warn!("the outbox is left to the sweeper");
@@ -120,8 +125,12 @@ impl Worker {
             return ack.done();
         }
         if outcome == Outcome::Acquired {
-            let waited = self.context.now_ms().saturating_sub(run.command.spec.created_ms);
-            metrics::histogram!("agenthub_queue_wait_ms", "stage" => run.command.kind.as_str()).record(to_f64(waited));
+            let waited = self
+                .context
+                .now_ms()
+                .saturating_sub(run.command.spec.created_ms);
+            metrics::histogram!("agenthub_queue_wait_ms", "stage" => run.command.kind.as_str())
+                .record(to_f64(waited));
         }
         tracing::debug!(%run_id, outcome = name(outcome), "taken up");
         let work = self.work.carry_out(run);
@@ -178,7 +187,10 @@ impl Worker {
 
     /// Ends a run whose command was taken up too often without progress, with a dead letter.
     async fn give_up(&self, record: &Incoming, run: &Owned) {
-        let error = format!("taken up {} times without progress", self.context.settings.max_deliveries);
+        let error = format!(
+            "taken up {} times without progress",
+            self.context.settings.max_deliveries
+        );
         let letter = dead_letters::letter(
             &self.context,
             record,
@@ -189,7 +201,11 @@ impl Worker {
         let data = self.context.failure("too_many_deliveries", &error);
         let mut transition = run.transition();
         transition.records.extend(letter);
-        transition.next = Some(Next::End { status: RunStatus::Failed, data, state: None });
+        transition.next = Some(Next::End {
+            status: RunStatus::Failed,
+            data,
+            state: None,
+        });
         run.finish(transition).await;
     }
 }
@@ -209,7 +225,11 @@ impl Handler for Worker {
                     session_id = %spec.session_id,
                     trace_id = tracing::field::Empty,
                 );
-                if let Some(trace) = spec.traceparent.as_ref().and_then(|t| t.parse::<TraceContext>().ok()) {
+                if let Some(trace) = spec
+                    .traceparent
+                    .as_ref()
+                    .and_then(|t| t.parse::<TraceContext>().ok())
+                {
                     span.record("trace_id", trace.trace_id());
                     trace.enter(&span);
                 }
@@ -277,10 +297,14 @@ impl WorkerContext {
         if let Some(key) = self.keys.get(tenant, session) {
             return Ok(Some(key));
         }
-        let Some(wrapped) = self.runs.wrapped_key(tenant, session).await? else { return Ok(None) };
+        let Some(wrapped) = self.runs.wrapped_key(tenant, session).await? else {
+            return Ok(None);
+        };
         match self.keys.unwrap(&wrapped, tenant, session) {
             Ok(key) => Ok(Some(key)),
-            Err(error) => Err(StoreError::Failed(format!("data key of {session}: {error}"))),
+            Err(error) => Err(StoreError::Failed(format!(
+                "data key of {session}: {error}"
+            ))),
         }
     }
 }

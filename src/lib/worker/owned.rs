@@ -11,7 +11,7 @@ use super::{WorkerContext, reconnect_delays};
 use crate::kafka::Acknowledged;
 use crate::messages::Command;
 use crate::privacy::DataKey;
-use crate::runs::{Acquired, CancelMode, Fields, Next, Outcome, OutboxEntry, Recorded, Transition};
+use crate::runs::{Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, Recorded, Transition};
 
 /// A random name of one ownership: 128 bits, compared by equality.
 pub(super) fn new_owner() -> String {
@@ -58,7 +58,10 @@ impl Owned {
     ) -> Option<Self> {
         let spec = &command.spec;
         let wrapped = acquired.session_key?;
-        let key = match context.keys.unwrap(&wrapped, &spec.tenant, &spec.session_id) {
+        let key = match context
+            .keys
+            .unwrap(&wrapped, &spec.tenant, &spec.session_id)
+        {
             Ok(key) => key,
             Err(error) => {
                 tracing::error!(%error, session_id = %spec.session_id, "the session's data key does not open");
@@ -86,7 +89,10 @@ impl Owned {
 
     /// Milliseconds until the run times out.
     pub(super) fn remaining_ms(&self) -> u64 {
-        self.command.spec.deadline_ms.saturating_sub(self.context.now_ms())
+        self.command
+            .spec
+            .deadline_ms
+            .saturating_sub(self.context.now_ms())
     }
 
     /// The next transition, empty.
@@ -115,14 +121,17 @@ impl Owned {
     /// As [`Owned::record`], but what was put into the outbox is on Kafka when this returns.
     pub(super) async fn record_durably(&self, transition: Transition<'_>) -> Standing {
         let (outbox, standing) = match self.write(&transition).await {
-            Recorded::Done { cancel, outbox } => (outbox, cancel.map_or(Standing::Owned, Standing::Cancel)),
+            Recorded::Done { cancel, outbox } => {
+                (outbox, cancel.map_or(Standing::Owned, Standing::Cancel))
+            }
             Recorded::Discarded { outbox } => (outbox, Standing::Lost),
         };
         let mut delays = reconnect_delays();
         loop {
             let (acknowledged, outcome) = self.context.outbox.produce(&outbox).await;
             if outcome.is_ok() {
-                self.acknowledged().extend(acknowledged.into_iter().map(|a| a.number));
+                self.acknowledged()
+                    .extend(acknowledged.into_iter().map(|a| a.number));
                 return standing;
             }
             tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;
@@ -134,7 +143,9 @@ impl Owned {
     /// it: the run's timer is set.
     pub(super) async fn finish(&self, transition: Transition<'_>) {
         let recorded = self.write(&transition).await;
-        if let (Recorded::Done { .. }, Some(Next::End { status, .. })) = (&recorded, &transition.next) {
+        if let (Recorded::Done { .. }, Some(Next::End { status, .. })) =
+            (&recorded, &transition.next)
+        {
             self.tell_end(status.as_str());
         }
         let (Recorded::Done { outbox, .. } | Recorded::Discarded { outbox }) = recorded;
@@ -144,8 +155,14 @@ impl Owned {
         }
         let left = std::mem::take(&mut *self.acknowledged());
         let run = &self.command.spec.run_id;
-        let left = left.into_iter().map(|number| Acknowledged { run: run.clone(), number });
-        self.context.outbox.forget(&self.command.spec.tenant, left.chain(acknowledged).collect());
+        let left = left.into_iter().map(|number| Acknowledged {
+            run: run.clone(),
+            number,
+        });
+        self.context.outbox.forget(
+            &self.command.spec.tenant,
+            left.chain(acknowledged).collect(),
+        );
     }
 
     /// The one line of a run's end in the log, and its metrics.
@@ -154,7 +171,8 @@ impl Owned {
         let duration_ms = self.context.now_ms().saturating_sub(spec.created_ms);
         let kind = spec.kind.as_str();
         metrics::counter!("agenthub_runs_total", "kind" => kind, "outcome" => outcome).increment(1);
-        metrics::histogram!("agenthub_run_duration_ms", "kind" => kind).record(super::to_f64(duration_ms));
+        metrics::histogram!("agenthub_run_duration_ms", "kind" => kind)
+            .record(super::to_f64(duration_ms));
         tracing::info!(
             tenant = %spec.tenant,
             run_id = %spec.run_id,
@@ -173,14 +191,18 @@ impl Owned {
             return;
         }
         let outbox = self.context.outbox.clone();
-        let (tenant, own) = (self.command.spec.tenant.clone(), self.command.spec.run_id.clone());
+        let (tenant, own) = (
+            self.command.spec.tenant.clone(),
+            self.command.spec.run_id.clone(),
+        );
         let numbers = Arc::downgrade(&self.acknowledged);
         self.context.supervisor.run_once("outbox", async move {
             let (acknowledged, outcome) = outbox.produce(&entries).await;
             if let Err(error) = outcome {
                 tracing::warn!(%error, "the outbox is left to the sweeper");
             }
-            let (mine, others): (Vec<_>, Vec<_>) = acknowledged.into_iter().partition(|a| a.run == own);
+            let (mine, others): (Vec<_>, Vec<_>) =
+                acknowledged.into_iter().partition(|a| a.run == own);
             outbox.forget(&tenant, others);
             // Removed with the next transition where there is one.
             match numbers.upgrade() {
@@ -193,9 +215,16 @@ impl Owned {
     async fn write(&self, transition: &Transition<'_>) -> Recorded {
         let mut delays = reconnect_delays();
         loop {
-            match self.context.runs.record(&self.command.spec.tenant, transition).await {
+            match self
+                .context
+                .runs
+                .record(&self.command.spec.tenant, transition)
+                .await
+            {
                 Ok(recorded) => return recorded,
-                Err(error) => tracing::warn!(%error, "the transition was not recorded; trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the transition was not recorded; trying again")
+                }
             }
             tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;
         }
@@ -210,8 +239,13 @@ impl Drop for Owned {
     fn drop(&mut self) {
         let left = std::mem::take(&mut *self.acknowledged());
         let run = self.command.spec.run_id.clone();
-        let left = left.into_iter().map(|number| Acknowledged { run: run.clone(), number });
-        self.context.outbox.forget(&self.command.spec.tenant, left.collect());
+        let left = left.into_iter().map(|number| Acknowledged {
+            run: run.clone(),
+            number,
+        });
+        self.context
+            .outbox
+            .forget(&self.command.spec.tenant, left.collect());
     }
 }
 

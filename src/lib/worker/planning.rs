@@ -65,7 +65,10 @@ impl Planning {
             attempt: None,
             state: None,
         };
-        Begin { set: BTreeMap::new(), events: vec![event] }
+        Begin {
+            set: BTreeMap::new(),
+            events: vec![event],
+        }
     }
 
     pub(super) async fn carry_out(&self, run: Owned) {
@@ -83,7 +86,9 @@ impl Planning {
             let (answer, mut transition) = match recorded.next() {
                 Some(call) => match open_answer(&run, &call) {
                     Ok(answer) => (answer, run.transition()),
-                    Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
+                    Err(message) => {
+                        return fail(&run, run.transition(), "invalid_run", &message).await;
+                    }
                 },
                 None => match self.ask(&run, &request, &mut calls, &mut signal).await {
                     Ok((answer, took)) => {
@@ -124,8 +129,15 @@ impl Planning {
             Some(context) => serde_json::from_slice(&open(context)?).map_err(|e| e.to_string())?,
             None => None,
         };
-        let allowed = |name: &str| spec.tools_allowed.as_ref().is_none_or(|t| t.iter().any(|t| t == name));
-        let tools: Vec<_> = catalogue::all().iter().filter(|tool| allowed(tool.name)).collect();
+        let allowed = |name: &str| {
+            spec.tools_allowed
+                .as_ref()
+                .is_none_or(|t| t.iter().any(|t| t == name))
+        };
+        let tools: Vec<_> = catalogue::all()
+            .iter()
+            .filter(|tool| allowed(tool.name))
+            .collect();
         Ok(prompt::request(&prompt::Goal {
             goal: &goal,
             context: context.as_ref(),
@@ -138,7 +150,9 @@ impl Planning {
     }
 
     fn max_steps(&self, run: &Owned) -> usize {
-        self.settings.max_steps.min(run.command.spec.max_steps as usize)
+        self.settings
+            .max_steps
+            .min(run.command.spec.max_steps as usize)
     }
 
     fn plan(&self, run: &Owned, answer: &ChatAnswer) -> Result<CheckedPlan, Vec<PlanProblem>> {
@@ -182,7 +196,9 @@ impl Planning {
             };
             tracing::warn!(code = error.code, attempt, "the model call failed");
             let class = match error.class {
-                LlmErrorClass::Transient { retry_after } => ToolErrorClass::Transient { retry_after },
+                LlmErrorClass::Transient { retry_after } => {
+                    ToolErrorClass::Transient { retry_after }
+                }
                 LlmErrorClass::Permanent => ToolErrorClass::Permanent,
             };
             let decision = decide(&FailedAttempt {
@@ -190,15 +206,23 @@ impl Planning {
                 effects: Effects::None,
                 may_have_arrived: true,
                 attempt,
-                max_attempts: self.settings.max_attempts.min(attempt + MAX_CALLS.saturating_sub(*calls)),
+                max_attempts: self
+                    .settings
+                    .max_attempts
+                    .min(attempt + MAX_CALLS.saturating_sub(*calls)),
                 remaining: Duration::from_millis(run.remaining_ms()),
                 chance: rand::rng().random(),
             });
             match decision {
-                RetryDecision::Retry { after } if after > PARK_BEYOND => return Err(NoAnswer::Park { after }),
+                RetryDecision::Retry { after } if after > PARK_BEYOND => {
+                    return Err(NoAnswer::Park { after });
+                }
                 RetryDecision::Retry { after } => wait(after, signal).await?,
                 RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown => {
-                    return Err(NoAnswer::Failed { code: error.code, message: error.message });
+                    return Err(NoAnswer::Failed {
+                        code: error.code,
+                        message: error.message,
+                    });
                 }
             }
         }
@@ -211,7 +235,11 @@ impl Planning {
         request: &ChatRequest,
         signal: &mut watch::Receiver<Signal>,
     ) -> Result<Result<ChatAnswer, LlmError>, NoAnswer> {
-        let limit = self.settings.llm_timeout_ms.duration().min(Duration::from_millis(run.remaining_ms()));
+        let limit = self
+            .settings
+            .llm_timeout_ms
+            .duration()
+            .min(Duration::from_millis(run.remaining_ms()));
         let call = tokio::time::timeout(limit, self.llm.chat(request.clone()));
         tokio::pin!(call);
         loop {
@@ -236,7 +264,13 @@ impl Planning {
     }
 
     /// The transition that records an answer and what it used.
-    fn journal<'r>(&self, run: &'r Owned, answer: &ChatAnswer, took: Duration, number: u32) -> Transition<'r> {
+    fn journal<'r>(
+        &self,
+        run: &'r Owned,
+        answer: &ChatAnswer,
+        took: Duration,
+        number: u32,
+    ) -> Transition<'r> {
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let usage = run.settle(&answer.model, answer.usage);
         let call = ModelCall {
@@ -244,17 +278,33 @@ impl Planning {
             usage: answer.usage,
             cost_micro_usd: usage.cost_micro_usd,
             duration_ms,
-            answer: run.key.seal(&serde_json::to_vec(answer).unwrap_or_default()),
+            answer: run
+                .key
+                .seal(&serde_json::to_vec(answer).unwrap_or_default()),
         };
         let mut transition = run.transition();
-        transition.set.insert(format!("m:{number}"), serde_json::to_string(&call).unwrap_or_default());
+        transition.set.insert(
+            format!("m:{number}"),
+            serde_json::to_string(&call).unwrap_or_default(),
+        );
         transition.usage = Some(usage);
-        let call = Call { action: "model_call", target: &answer.model, usage, duration_ms, refused_by: None };
+        let call = Call {
+            action: "model_call",
+            target: &answer.model,
+            usage,
+            duration_ms,
+            refused_by: None,
+        };
         transition.records.extend(run.audit(&call));
         transition
     }
 
-    async fn accept(run: &Owned, answer: &ChatAnswer, plan: &CheckedPlan, mut transition: Transition<'_>) {
+    async fn accept(
+        run: &Owned,
+        answer: &ChatAnswer,
+        plan: &CheckedPlan,
+        mut transition: Transition<'_>,
+    ) {
         let plan = plan.plan();
         let usage = transition.usage.unwrap_or_default();
         let value = serde_json::to_value(plan).unwrap_or_default();
@@ -274,14 +324,26 @@ impl Planning {
         });
         transition.next = Some(match (run.command.spec.kind, &plan.answer) {
             (RunKind::PlanExecute, answer) if plan.steps.is_empty() => {
-                transition.set.insert("plan".to_owned(), sealed.as_str().to_owned());
+                transition
+                    .set
+                    .insert("plan".to_owned(), sealed.as_str().to_owned());
                 let data = run.told(&json!({ "result": { "answer": answer, "outputs": {} } }));
-                Next::End { status: RunStatus::Succeeded, data, state: None }
+                Next::End {
+                    status: RunStatus::Succeeded,
+                    data,
+                    state: None,
+                }
             }
             (RunKind::PlanExecute, _) => Next::Execute { plan: sealed },
             _ => {
-                transition.set.insert("plan".to_owned(), sealed.as_str().to_owned());
-                Next::End { status: RunStatus::Succeeded, data: run.told(&json!({ "plan": value })), state: None }
+                transition
+                    .set
+                    .insert("plan".to_owned(), sealed.as_str().to_owned());
+                Next::End {
+                    status: RunStatus::Succeeded,
+                    data: run.told(&json!({ "plan": value })),
+                    state: None,
+                }
             }
         });
         run.finish(transition).await;
@@ -308,7 +370,10 @@ async fn stop(run: &Owned, no_answer: NoAnswer) {
     match no_answer {
         NoAnswer::Failed { code, message } => fail(run, transition, code, &message).await,
         NoAnswer::Park { after } => {
-            let wake_at = run.context.now_ms().saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+            let wake_at = run
+                .context
+                .now_ms()
+                .saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
             transition.next = Some(Next::Park { wake_at });
             run.finish(transition).await;
         }
@@ -321,14 +386,25 @@ async fn stop(run: &Owned, no_answer: NoAnswer) {
 }
 
 fn cancelled() -> Next {
-    Next::End { status: RunStatus::Cancelled, data: "{}".to_owned(), state: None }
+    Next::End {
+        status: RunStatus::Cancelled,
+        data: "{}".to_owned(),
+        state: None,
+    }
 }
 
 async fn fail(run: &Owned, mut transition: Transition<'_>, code: &str, message: &str) {
     let data = run.context.failure(code, message);
     transition.set.insert("code".to_owned(), code.to_owned());
-    transition.set.insert("error".to_owned(), run.context.masker.text(message).to_string());
-    transition.next = Some(Next::End { status: RunStatus::Failed, data, state: None });
+    transition.set.insert(
+        "error".to_owned(),
+        run.context.masker.text(message).to_string(),
+    );
+    transition.next = Some(Next::End {
+        status: RunStatus::Failed,
+        data,
+        state: None,
+    });
     run.finish(transition).await;
 }
 

@@ -50,7 +50,10 @@ impl<'a> Progress<'a> {
         for (id, entry) in &entries {
             if let Some(sealed) = &entry.output {
                 let bytes = run.key.open(sealed).map_err(|e| e.to_string())?;
-                outputs.insert(id.clone(), serde_json::from_slice(&bytes).map_err(|e| e.to_string())?);
+                outputs.insert(
+                    id.clone(),
+                    serde_json::from_slice(&bytes).map_err(|e| e.to_string())?,
+                );
             }
         }
         let state = |id: &str| match entries.get(id) {
@@ -66,7 +69,15 @@ impl<'a> Progress<'a> {
             },
         };
         let schedule = Schedule::new(plan, state);
-        Ok(Self { run, plan, schedule, entries, outputs, begun: Vec::new(), failures: run.context.now_ms() })
+        Ok(Self {
+            run,
+            plan,
+            schedule,
+            entries,
+            outputs,
+            begun: Vec::new(),
+            failures: run.context.now_ms(),
+        })
     }
 
     pub(super) fn step(&self, id: &str) -> Option<&'a Step> {
@@ -87,7 +98,11 @@ impl<'a> Progress<'a> {
     }
 
     pub(super) fn ready(&self) -> Vec<String> {
-        self.schedule.ready().iter().map(|step| step.id.clone()).collect()
+        self.schedule
+            .ready()
+            .iter()
+            .map(|step| step.id.clone())
+            .collect()
     }
 
     pub(super) fn may_start(&self) -> bool {
@@ -109,11 +124,18 @@ impl<'a> Progress<'a> {
 
     /// Steps that wait for another attempt whose time is not known any more.
     pub(super) fn retrying(&self) -> Vec<String> {
-        if self.may_start() { self.with_status(StepStatus::Retrying) } else { Vec::new() }
+        if self.may_start() {
+            self.with_status(StepStatus::Retrying)
+        } else {
+            Vec::new()
+        }
     }
 
     fn with_status(&self, status: StepStatus) -> Vec<String> {
-        let matching = self.entries.iter().filter(|(_, entry)| entry.status == status);
+        let matching = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.status == status);
         matching.map(|(id, _)| id.clone()).collect()
     }
 
@@ -140,11 +162,18 @@ impl<'a> Progress<'a> {
 
     /// What the run gives: the outputs of the steps that no other step builds on.
     pub(super) fn result(&self) -> Value {
-        let used: Vec<usize> =
-            (0..self.plan.steps().len()).flat_map(|i| self.plan.dependencies(i).iter().copied()).collect();
-        let last = self.plan.steps().iter().enumerate().filter(|(i, _)| !used.contains(i));
-        let outputs: serde_json::Map<String, Value> =
-            last.filter_map(|(_, step)| Some((step.id.clone(), self.outputs.get(&step.id)?.clone()))).collect();
+        let used: Vec<usize> = (0..self.plan.steps().len())
+            .flat_map(|i| self.plan.dependencies(i).iter().copied())
+            .collect();
+        let last = self
+            .plan
+            .steps()
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !used.contains(i));
+        let outputs: serde_json::Map<String, Value> = last
+            .filter_map(|(_, step)| Some((step.id.clone(), self.outputs.get(&step.id)?.clone())))
+            .collect();
         json!({ "answer": self.plan.plan().answer, "outputs": outputs })
     }
 
@@ -160,7 +189,9 @@ impl<'a> Progress<'a> {
             }
             None => StepEntry::begun(&step.tool, 1, now),
         };
-        let args = self.resolve(step, self.run.context.settings.max_args_bytes.0).unwrap_or(Value::Null);
+        let args = self
+            .resolve(step, self.run.context.settings.max_args_bytes.0)
+            .unwrap_or(Value::Null);
         transition.events.push(NewEvent {
             event_type: EventType::StepStarted,
             data: self.run.told(&json!({ "tool": step.tool, "args": args })),
@@ -178,7 +209,10 @@ impl<'a> Progress<'a> {
         for id in self.with_status(StepStatus::Running) {
             let attempted = Attempted {
                 step_id: id.clone(),
-                outcome: Err(ToolError::transient("worker_lost", "the worker was lost before it had the result")),
+                outcome: Err(ToolError::transient(
+                    "worker_lost",
+                    "the worker was lost before it had the result",
+                )),
                 duration: Duration::ZERO,
                 called: true,
             };
@@ -198,14 +232,23 @@ impl<'a> Progress<'a> {
         max_attempts: u32,
     ) -> After {
         let id = attempted.step_id.clone();
-        let Some(entry) = self.entries.remove(&id) else { return After::Nothing };
+        let Some(entry) = self.entries.remove(&id) else {
+            return After::Nothing;
+        };
         self.count(transition, &entry, &attempted);
         match attempted.outcome {
             Ok(output) => {
                 self.succeeded(transition, &id, entry, output, attempted.duration);
                 After::Nothing
             }
-            Err(error) => self.failed(transition, &id, entry, &error, attempted.called, max_attempts),
+            Err(error) => self.failed(
+                transition,
+                &id,
+                entry,
+                &error,
+                attempted.called,
+                max_attempts,
+            ),
         }
     }
 
@@ -221,7 +264,9 @@ impl<'a> Progress<'a> {
         let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         transition.events.push(NewEvent {
             event_type: EventType::StepCompleted,
-            data: self.run.told(&json!({ "tool": entry.tool, "output": output.value, "duration_ms": duration_ms })),
+            data: self.run.told(
+                &json!({ "tool": entry.tool, "output": output.value, "duration_ms": duration_ms }),
+            ),
             step: Some(id.to_owned()),
             attempt: Some(entry.attempts),
             state: Some(sealed.clone()),
@@ -263,7 +308,13 @@ impl<'a> Progress<'a> {
                 entry.status = StepStatus::Retrying;
                 data["retry_in_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
                 self.schedule.set(id, StepState::Waiting);
-                (EventType::StepRetrying, After::Wait { step: id.to_owned(), after })
+                (
+                    EventType::StepRetrying,
+                    After::Wait {
+                        step: id.to_owned(),
+                        after,
+                    },
+                )
             }
             RetryDecision::OutcomeUnknown => {
                 entry.status = StepStatus::OutcomeUnknown;
@@ -280,7 +331,13 @@ impl<'a> Progress<'a> {
             self.failures += 1;
             entry.ended_ms = Some(self.run.context.now_ms());
             let code = entry.code.clone().unwrap_or_default();
-            self.schedule.set(id, StepState::Failed { code, seq: self.failures });
+            self.schedule.set(
+                id,
+                StepState::Failed {
+                    code,
+                    seq: self.failures,
+                },
+            );
         }
         transition.events.push(NewEvent {
             event_type,
@@ -296,7 +353,9 @@ impl<'a> Progress<'a> {
     /// Steps that were dropped in the middle of a call are not told as running for ever.
     pub(super) fn forget_running(&mut self, transition: &mut Transition<'_>) {
         for id in self.with_status(StepStatus::Running) {
-            let Some(mut entry) = self.entries.remove(&id) else { continue };
+            let Some(mut entry) = self.entries.remove(&id) else {
+                continue;
+            };
             entry.status = if self.effects(&id) == Effects::None {
                 StepStatus::Failed
             } else {
@@ -309,7 +368,10 @@ impl<'a> Progress<'a> {
     }
 
     fn put(&mut self, transition: &mut Transition<'_>, id: &str, entry: StepEntry) {
-        transition.set.insert(format!("s:{id}"), serde_json::to_string(&entry).unwrap_or_default());
+        transition.set.insert(
+            format!("s:{id}"),
+            serde_json::to_string(&entry).unwrap_or_default(),
+        );
         self.entries.insert(id.to_owned(), entry);
     }
 
@@ -318,8 +380,14 @@ impl<'a> Progress<'a> {
         if !attempted.called {
             return;
         }
-        let used = attempted.outcome.as_ref().ok().and_then(|output| output.usage.as_ref());
-        let usage = used.map_or_else(UsageDelta::default, |used| self.run.settle(&used.model, Some(used.usage)));
+        let used = attempted
+            .outcome
+            .as_ref()
+            .ok()
+            .and_then(|output| output.usage.as_ref());
+        let usage = used.map_or_else(UsageDelta::default, |used| {
+            self.run.settle(&used.model, Some(used.usage))
+        });
         if used.is_some() {
             let total = transition.usage.get_or_insert_default();
             total.input_tokens += usage.input_tokens;

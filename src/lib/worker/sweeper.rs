@@ -25,7 +25,11 @@ pub struct Sweeper {
 impl Sweeper {
     /// A sweeper that looks every `interval`.
     pub fn new(runs: Runs, outbox: OutboxProducer, interval: Duration) -> Self {
-        Self { runs, outbox, interval }
+        Self {
+            runs,
+            outbox,
+            interval,
+        }
     }
 
     /// Sweeps until `stop`.
@@ -54,7 +58,8 @@ impl Sweeper {
         loop {
             let swept = self.runs.sweep(tenant, BATCH).await?;
             for (action, run) in &swept.actions {
-                metrics::counter!("agenthub_sweeper_actions_total", "action" => action.clone()).increment(1);
+                metrics::counter!("agenthub_sweeper_actions_total", "action" => action.clone())
+                    .increment(1);
                 tracing::info!(%tenant, run_id = run, action, "swept");
             }
             if let Err(error) = self.outbox.deliver(tenant, &swept.outbox).await {

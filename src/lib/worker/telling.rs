@@ -26,8 +26,13 @@ impl Owned {
     /// What a model call cost. A call whose use the provider did not tell counts its tokens as
     /// unknown, and costs what it is known to cost: nothing is made up.
     pub(super) fn settle(&self, model: &str, usage: Option<Usage>) -> UsageDelta {
-        let Some(usage) = usage else { return UsageDelta::default() };
-        let cost = self.context.prices.cost_micro_usd(model, usage, Timestamp::now());
+        let Some(usage) = usage else {
+            return UsageDelta::default();
+        };
+        let cost = self
+            .context
+            .prices
+            .cost_micro_usd(model, usage, Timestamp::now());
         if cost.is_none() {
             tracing::warn!(model, "the model has no price");
         }

@@ -5,7 +5,10 @@
 /// timestamps do.
 pub(super) fn is_card_number(text: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
-    if text.chars().any(|c| !c.is_ascii_digit() && c != ' ' && c != '-') {
+    if text
+        .chars()
+        .any(|c| !c.is_ascii_digit() && c != ' ' && c != '-')
+    {
         return false;
     }
     let prefix = digits.iter().take(2).fold(0, |n, d| n * 10 + d);
@@ -17,10 +20,14 @@ pub(super) fn is_card_number(text: &str) -> bool {
         35 | 50 | 56..=69 => (16..=19).contains(&digits.len()),
         _ => false,
     };
-    let luhn = digits.iter().rev().enumerate().map(|(i, d)| match (i % 2, d * 2) {
-        (0, _) => *d,
-        (_, doubled) => doubled / 10 + doubled % 10,
-    });
+    let luhn = digits
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(i, d)| match (i % 2, d * 2) {
+            (0, _) => *d,
+            (_, doubled) => doubled / 10 + doubled % 10,
+        });
     length_fits && luhn.sum::<u32>() % 10 == 0
 }
 

@@ -2,12 +2,36 @@
 
 /// Endings of sensitive names, in lower case without separators.
 const SENSITIVE: &[&str] = &[
-    "password", "passwd", "pwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
-    "signingkey", "masterkey", "authorization", "cookie", "credential", "credentials", "ssn", "cvv", "cvc",
-    "creditcard", "cardnumber", "iban",
+    "password",
+    "passwd",
+    "pwd",
+    "passphrase",
+    "secret",
+    "token",
+    "apikey",
+    "accesskey",
+    "secretkey",
+    "privatekey",
+    "signingkey",
+    "masterkey",
+    "authorization",
+    "cookie",
+    "credential",
+    "credentials",
+    "ssn",
+    "cvv",
+    "cvc",
+    "creditcard",
+    "cardnumber",
+    "iban",
 ];
 /// Names with such an ending that are no secrets.
-const HARMLESS: &[&str] = &["pagetoken", "nextpagetoken", "continuationtoken", "maxtoken"];
+const HARMLESS: &[&str] = &[
+    "pagetoken",
+    "nextpagetoken",
+    "continuationtoken",
+    "maxtoken",
+];
 /// The longest name that is looked at; a longer one is text.
 const MAX_NAME: usize = 64;
 
@@ -16,7 +40,10 @@ pub(super) fn is_sensitive(name: &str) -> bool {
     if name.len() > MAX_NAME {
         return false;
     }
-    let plain: String =
-        name.chars().filter(|c| !matches!(c, '-' | '_' | '.' | ' ')).map(|c| c.to_ascii_lowercase()).collect();
+    let plain: String = name
+        .chars()
+        .filter(|c| !matches!(c, '-' | '_' | '.' | ' '))
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
     !HARMLESS.contains(&plain.as_str()) && SENSITIVE.iter().any(|ending| plain.ends_with(ending))
 }

@@ -85,17 +85,27 @@ impl Masker {
     /// The built-in rules, and `patterns` of the operator, whose matches are masked as `custom`.
     pub fn new(patterns: &[String]) -> Result<Self, PatternError> {
         for (index, pattern) in patterns.iter().enumerate() {
-            let wrong = |reason: String| PatternError { number: index + 1, reason };
+            let wrong = |reason: String| PatternError {
+                number: index + 1,
+                reason,
+            };
             let regex = Regex::new(pattern).map_err(|e| wrong(e.to_string()))?;
             if regex.is_match("") {
                 return Err(wrong("it matches the empty text".to_owned()));
             }
         }
-        let all: Vec<&str> = RULES.iter().map(|r| r.pattern).chain(patterns.iter().map(String::as_str)).collect();
+        let all: Vec<&str> = RULES
+            .iter()
+            .map(|r| r.pattern)
+            .chain(patterns.iter().map(String::as_str))
+            .collect();
         let automaton = Regex::builder()
             .configure(Regex::config().hybrid_cache_capacity(8 << 20))
             .build_many(&all)
-            .map_err(|e| PatternError { number: 0, reason: e.to_string() })?;
+            .map_err(|e| PatternError {
+                number: 0,
+                reason: e.to_string(),
+            })?;
         Ok(Self { automaton })
     }
 
@@ -119,7 +129,9 @@ impl Masker {
         let mut hits = Vec::new();
         let mut from = 0;
         while from < text.len() {
-            let Some(found) = self.automaton.find(Input::new(text).span(from..text.len())) else { break };
+            let Some(found) = self.automaton.find(Input::new(text).span(from..text.len())) else {
+                break;
+            };
             let rule = RULES.get(found.pattern().as_usize());
             let verdict = match rule {
                 Some(rule) => (rule.check)(text, found.range()),
@@ -128,7 +140,10 @@ impl Masker {
             match verdict {
                 Verdict::Mask(range) => {
                     from = range.end.max(from + 1);
-                    hits.push(Hit { class: rule.map_or("custom", |rule| rule.class), range });
+                    hits.push(Hit {
+                        class: rule.map_or("custom", |rule| rule.class),
+                        range,
+                    });
                 }
                 Verdict::Pass { resume } => from = resume.max(from + 1),
             }
@@ -148,12 +163,18 @@ impl Masker {
     fn value(&self, value: &Value) -> Value {
         match value {
             Value::String(text) => Value::String(self.string(text)),
-            Value::Number(number) if checks::is_card_number(&number.to_string()) => "[masked:card]".into(),
+            Value::Number(number) if checks::is_card_number(&number.to_string()) => {
+                "[masked:card]".into()
+            }
             Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
             Value::Object(members) => members
                 .iter()
                 .map(|(name, value)| {
-                    let value = if fields::is_sensitive(name) { hidden(value) } else { self.value(value) };
+                    let value = if fields::is_sensitive(name) {
+                        hidden(value)
+                    } else {
+                        self.value(value)
+                    };
                     (self.text(name).0.into_owned(), value)
                 })
                 .collect(),
@@ -166,7 +187,11 @@ impl Masker {
             && let Ok(nested @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(text)
         {
             let masked = self.value(&nested);
-            return if masked == nested { text.to_owned() } else { masked.to_string() };
+            return if masked == nested {
+                text.to_owned()
+            } else {
+                masked.to_string()
+            };
         }
         self.text(text).0.into_owned()
     }
@@ -200,7 +225,10 @@ fn hidden(value: &Value) -> Value {
         Value::Null | Value::Bool(_) => value.clone(),
         Value::String(text) if text.is_empty() => value.clone(),
         Value::Array(items) => items.iter().map(hidden).collect(),
-        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), hidden(value))).collect(),
+        Value::Object(members) => members
+            .iter()
+            .map(|(name, value)| (name.clone(), hidden(value)))
+            .collect(),
         Value::String(_) | Value::Number(_) => "[masked:field]".into(),
     }
 }

@@ -139,7 +139,11 @@ fn pass(found: &Range<usize>) -> Verdict {
 }
 
 fn mask_if(condition: bool, found: Range<usize>) -> Verdict {
-    if condition { Verdict::Mask(found) } else { pass(&found) }
+    if condition {
+        Verdict::Mask(found)
+    } else {
+        pass(&found)
+    }
 }
 
 fn before(text: &str, found: &Range<usize>) -> Option<char> {
@@ -164,7 +168,9 @@ fn private_key(text: &str, found: Range<usize>) -> Verdict {
     let rest = &text[found.end..];
     let end = rest.find("-----END ").and_then(|at| {
         let tail = at + "-----END ".len();
-        rest[tail..].find("-----").map(|close| found.end + tail + close + "-----".len())
+        rest[tail..]
+            .find("-----")
+            .map(|close| found.end + tail + close + "-----".len())
     });
     Verdict::Mask(found.start..end.unwrap_or(text.len()))
 }
@@ -173,34 +179,52 @@ fn private_key(text: &str, found: Range<usize>) -> Verdict {
 fn jwt(text: &str, found: Range<usize>) -> Verdict {
     let header = text[found.clone()].split('.').next().unwrap_or_default();
     let decoded = URL_SAFE_NO_PAD.decode(header).unwrap_or_default();
-    mask_if(decoded.starts_with(b"{") && decoded.windows(5).any(|w| w == b"\"alg\""), found)
+    mask_if(
+        decoded.starts_with(b"{") && decoded.windows(5).any(|w| w == b"\"alg\""),
+        found,
+    )
 }
 
 fn url_password(text: &str, found: Range<usize>) -> Verdict {
     let matched = &text[found.clone()];
     let user = matched.find("://").map_or(0, |at| at + 3);
-    let Some(colon) = matched[user..].find(':') else { return pass(&found) };
+    let Some(colon) = matched[user..].find(':') else {
+        return pass(&found);
+    };
     Verdict::Mask(found.start + user + colon + 1..found.end - 1)
 }
 
 fn authorization(text: &str, found: Range<usize>) -> Verdict {
     let matched = &text[found.clone()];
-    let token = matched.trim_start_matches(|c: char| c.is_ascii_alphabetic()).trim_start();
+    let token = matched
+        .trim_start_matches(|c: char| c.is_ascii_alphabetic())
+        .trim_start();
     let range = found.end - token.len()..found.end;
     let is_token = if matched.as_bytes()[1].eq_ignore_ascii_case(&b'a') {
         // Basic (RFC 7617): base64 of `user:password`.
         let plain = token.trim_end_matches('=');
-        STANDARD_NO_PAD.decode(plain).or_else(|_| STANDARD.decode(token)).is_ok_and(|d| d.contains(&b':'))
+        STANDARD_NO_PAD
+            .decode(plain)
+            .or_else(|_| STANDARD.decode(token))
+            .is_ok_and(|d| d.contains(&b':'))
     } else {
         // After "bearer" words of prose are short and without digits.
         token.len() >= 20 || (token.len() >= 8 && token.bytes().any(|b| b.is_ascii_digit()))
     };
-    if is_token { Verdict::Mask(range) } else { Verdict::Pass { resume: range.start } }
+    if is_token {
+        Verdict::Mask(range)
+    } else {
+        Verdict::Pass {
+            resume: range.start,
+        }
+    }
 }
 
 fn field(text: &str, found: Range<usize>) -> Verdict {
     let matched = &text[found.clone()];
-    let Some(separator) = matched.find([':', '=']) else { return pass(&found) };
+    let Some(separator) = matched.find([':', '=']) else {
+        return pass(&found);
+    };
     let name = matched[..separator].trim_end_matches(['"', '\'', ' ', '\t']);
     let first = matched[separator + 1..].trim_start_matches([' ', '\t', '"', '\'']);
     let start = found.end - first.len();
@@ -215,15 +239,27 @@ fn field(text: &str, found: Range<usize>) -> Verdict {
         // A quoted value goes to its closing quote.
         Some(quote @ ('"' | '\'')) => rest.find(quote).map_or(text.len(), |at| start + at),
         // A header's value goes to the end of its line.
-        _ if ["authorization", "cookie"].iter().any(|e| plain.to_ascii_lowercase().ends_with(e)) => {
-            let end = rest.find(['\r', '\n', '"', '\'', '[']).map_or(text.len(), |at| start + at);
+        _ if ["authorization", "cookie"]
+            .iter()
+            .any(|e| plain.to_ascii_lowercase().ends_with(e)) =>
+        {
+            let end = rest
+                .find(['\r', '\n', '"', '\'', '['])
+                .map_or(text.len(), |at| start + at);
             start + text[start..end].trim_end().len()
         }
         _ => rest
-            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '&' | ',' | ';' | '[' | ']' | '{' | '}'))
+            .find(|c: char| {
+                c.is_whitespace()
+                    || matches!(c, '"' | '\'' | '&' | ',' | ';' | '[' | ']' | '{' | '}')
+            })
             .map_or(text.len(), |at| start + at),
     };
-    if end <= start { Verdict::Pass { resume: found.end } } else { Verdict::Mask(start..end) }
+    if end <= start {
+        Verdict::Pass { resume: found.end }
+    } else {
+        Verdict::Mask(start..end)
+    }
 }
 
 fn iban(text: &str, found: Range<usize>) -> Verdict {
@@ -236,7 +272,10 @@ fn card(text: &str, found: Range<usize>) -> Verdict {
 }
 
 fn ssn(text: &str, found: Range<usize>) -> Verdict {
-    mask_if(stands_alone(text, &found) && checks::is_ssn(&text[found.clone()]), found)
+    mask_if(
+        stands_alone(text, &found) && checks::is_ssn(&text[found.clone()]),
+        found,
+    )
 }
 
 fn phone(text: &str, found: Range<usize>) -> Verdict {
@@ -247,7 +286,10 @@ fn phone(text: &str, found: Range<usize>) -> Verdict {
 fn ipv4(text: &str, found: Range<usize>) -> Verdict {
     let parses = text[found.clone()].parse::<Ipv4Addr>().is_ok();
     let head = text[..found.start].trim_end();
-    let word = head.rsplit(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    let word = head
+        .rsplit(|c: char| !c.is_ascii_alphabetic())
+        .next()
+        .unwrap_or_default();
     let version = word.eq_ignore_ascii_case("version") || word.eq_ignore_ascii_case("v");
     mask_if(parses && !version && stands_alone(text, &found), found)
 }
@@ -257,7 +299,15 @@ fn ipv6(text: &str, found: Range<usize>) -> Verdict {
     // Without a digit it is more likely a path in a program.
     let groups = matched.split(':').filter(|part| !part.is_empty()).count();
     let digit = matched.bytes().any(|b| b.is_ascii_digit());
-    let alone = |c: Option<char>| !c.is_some_and(|c| c.is_alphanumeric() || matches!(c, ':' | '_' | '.'));
+    let alone =
+        |c: Option<char>| !c.is_some_and(|c| c.is_alphanumeric() || matches!(c, ':' | '_' | '.'));
     let parses = matched.parse::<Ipv6Addr>().map(IpAddr::from).is_ok();
-    mask_if(parses && digit && (groups >= 2 || matched == "::1") && alone(before(text, &found)) && alone(after(text, &found)), found)
+    mask_if(
+        parses
+            && digit
+            && (groups >= 2 || matched == "::1")
+            && alone(before(text, &found))
+            && alone(after(text, &found)),
+        found,
+    )
 }

@@ -29,8 +29,19 @@ fn positives() -> Vec<(&'static str, String)> {
         ("vendor_key", format!("s{}-proj-{}", "k", a(8))),
         ("vendor_key", format!("S{}.{}.{}", "G", a(5), a(6))),
         ("vendor_key", format!("h{}_{}", "f", a(9))),
-        ("api_key", format!("a{}_acme_0123abcd_1s{}_{}", "h", "0f".repeat(24), "ab".repeat(32))),
-        ("jwt", format!("ey{}.eyJzdWIiOiIxIn0.c2ln", "JhbGciOiJIUzI1NiJ9")),
+        (
+            "api_key",
+            format!(
+                "a{}_acme_0123abcd_1s{}_{}",
+                "h",
+                "0f".repeat(24),
+                "ab".repeat(32)
+            ),
+        ),
+        (
+            "jwt",
+            format!("ey{}.eyJzdWIiOiIxIn0.c2ln", "JhbGciOiJIUzI1NiJ9"),
+        ),
         ("iban", "DE89 3704 0044 0532 0130 00".into()),
         ("iban", "GB82WEST12345698765432".into()),
         ("ssn", "078-05-1120".into()),
@@ -44,7 +55,14 @@ fn positives() -> Vec<(&'static str, String)> {
 #[test]
 fn each_class_is_found_in_text() {
     for (class, secret) in positives() {
-        for (left, right) in [("", ""), ("see ", " now"), ("(", ")"), ("\"", "\""), ("x=", ","), ("é ", " é")] {
+        for (left, right) in [
+            ("", ""),
+            ("see ", " now"),
+            ("(", ")"),
+            ("\"", "\""),
+            ("x=", ","),
+            ("é ", " é"),
+        ] {
             let text = format!("{left}{secret}{right}");
             let masked = masker().text(&text).into_inner().into_owned();
             assert_eq!(masked, format!("{left}[masked:{class}]{right}"), "{class}");
@@ -56,20 +74,50 @@ fn each_class_is_found_in_text() {
 fn parts_around_a_secret_stay() {
     let basic = format!("Basic {}", STANDARD_BASIC);
     for (text, expected) in [
-        ("redis://user:hunter2@db:6379/0".to_owned(), "redis://user:[masked:url_password]@db:6379/0"),
-        ("Authorization: Bearer abc.def-123".to_owned(), "Authorization: [masked:field]"),
-        ("got Bearer abcdef1234567890 here".to_owned(), "got Bearer [masked:authorization] here"),
+        (
+            "redis://user:hunter2@db:6379/0".to_owned(),
+            "redis://user:[masked:url_password]@db:6379/0",
+        ),
+        (
+            "Authorization: Bearer abc.def-123".to_owned(),
+            "Authorization: [masked:field]",
+        ),
+        (
+            "got Bearer abcdef1234567890 here".to_owned(),
+            "got Bearer [masked:authorization] here",
+        ),
         (basic, "Basic [masked:authorization]"),
-        ("password=hunter2&x=1".to_owned(), "password=[masked:field]&x=1"),
-        ("db_password: \"a b c\" next".to_owned(), "db_password: \"[masked:field]\" next"),
-        ("client-secret = s3cr3t".to_owned(), "client-secret = [masked:field]"),
-        ("Cookie: a=1; b=2\nHost: x".to_owned(), "Cookie: [masked:field]\nHost: x"),
+        (
+            "password=hunter2&x=1".to_owned(),
+            "password=[masked:field]&x=1",
+        ),
+        (
+            "db_password: \"a b c\" next".to_owned(),
+            "db_password: \"[masked:field]\" next",
+        ),
+        (
+            "client-secret = s3cr3t".to_owned(),
+            "client-secret = [masked:field]",
+        ),
+        (
+            "Cookie: a=1; b=2\nHost: x".to_owned(),
+            "Cookie: [masked:field]\nHost: x",
+        ),
     ] {
         assert_eq!(masker().text(&text).to_string(), expected);
     }
-    let key = format!("-----BEGIN RSA {} KEY-----\nMIIB\n-----END RSA {} KEY-----", "PRIVATE", "PRIVATE");
-    assert_eq!(masker().text(&format!("a {key} b")).to_string(), "a [masked:private_key] b");
-    assert_eq!(masker().text(&format!("a {}", &key[..40])).to_string(), "a [masked:private_key]");
+    let key = format!(
+        "-----BEGIN RSA {} KEY-----\nMIIB\n-----END RSA {} KEY-----",
+        "PRIVATE", "PRIVATE"
+    );
+    assert_eq!(
+        masker().text(&format!("a {key} b")).to_string(),
+        "a [masked:private_key] b"
+    );
+    assert_eq!(
+        masker().text(&format!("a {}", &key[..40])).to_string(),
+        "a [masked:private_key]"
+    );
 }
 
 /// Base64 of `user:password`.
@@ -130,7 +178,10 @@ fn json_keeps_its_shape_and_loses_its_secrets() {
 #[test]
 fn the_operators_patterns_count() {
     let masker = Masker::new(&["EMP-[0-9]{5}".to_owned()]).unwrap();
-    assert_eq!(masker.text("by EMP-12345.").to_string(), "by [masked:custom].");
+    assert_eq!(
+        masker.text("by EMP-12345.").to_string(),
+        "by [masked:custom]."
+    );
     assert!(Masker::new(&["(".to_owned()]).is_err());
     assert!(Masker::new(&["x*".to_owned()]).is_err());
 }
@@ -138,7 +189,26 @@ fn the_operators_patterns_count() {
 /// Long runs of what begins every rule: an unbounded look ahead or back would take minutes here.
 #[test]
 fn hostile_texts_end() {
-    for unit in ["@", ".", "7", "-", ":", "a.", "a@", "-----BEGIN ", "eyJ", "ah_", "token=", "+1", "a:", "1.1.", "xkey=", "1.1.1.1 ", "a@b.co", "a://b:"] {
+    for unit in [
+        "@",
+        ".",
+        "7",
+        "-",
+        ":",
+        "a.",
+        "a@",
+        "-----BEGIN ",
+        "eyJ",
+        "ah_",
+        "token=",
+        "+1",
+        "a:",
+        "1.1.",
+        "xkey=",
+        "1.1.1.1 ",
+        "a@b.co",
+        "a://b:",
+    ] {
         let text = unit.repeat(200_000 / unit.len());
         masker().text(&text);
     }
@@ -176,7 +246,10 @@ proptest! {
 
 /// Pieces that meet in unforeseen ways.
 fn part() -> impl Strategy<Value = String> {
-    let pieces = ["@", ":", "=", " ", "-", ".", "\"", "token", "password", "Bearer ", "http://", "a", "1", "[masked:", "]"];
+    let pieces = [
+        "@", ":", "=", " ", "-", ".", "\"", "token", "password", "Bearer ", "http://", "a", "1",
+        "[masked:", "]",
+    ];
     prop_oneof![
         (0..pieces.len()).prop_map(move |i| pieces[i].to_owned()),
         (0..23_usize).prop_map(|i| positives().swap_remove(i).1),

@@ -93,16 +93,19 @@ local function gate()
   for _, rule in ipairs(tenant_rules) do
     rules[#rules + 1] = { 'tenant', B .. ':rl:tenant', rule.limit, rule.window_ms }
   end
-  local writes, refused = {}, nil
+  local writes, free, refused = {}, {}, nil
   for i, rule in ipairs(rules) do
-    local accepts, free, reset, write = window(rule[2], rule[3], rule[4])
-    writes[i] = write
-    found.rows[i] = { rule[1], rule[3], rule[4], accepts and free - 1 or 0, math.ceil(reset) }
+    local accepts, places, reset, write = window(rule[2], rule[3], rule[4])
+    writes[i], free[i] = write, math.max(0, places)
+    found.rows[i] = { rule[1], rule[3], rule[4], accepts and places - 1 or 0, math.ceil(reset) }
     if not accepts and (not refused or reset > refused.reset) then
       refused = { rule = rule[1] .. '_rate_limit', reset = reset }
     end
   end
   if refused then
+    for i in ipairs(rules) do
+      found.rows[i][4] = free[i] -- nothing was taken
+    end
     return { 'refused', 'rate_limited', refused.rule, found.rows }
   end
   for _, write in ipairs(writes) do

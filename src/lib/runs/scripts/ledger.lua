@@ -293,6 +293,7 @@ end
 local function end_run(R, status, data, event_state)
   set(R, 'status', status)
   set(R, 'ended', now)
+  set(R, 'end', data)
   unset(R, 'owner')
   unset(R, 'lease')
   unset(R, 'wake_at')

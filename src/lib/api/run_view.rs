@@ -1,0 +1,214 @@
+//! Runs as clients see them: how the bodies are made of what is stored.
+
+use serde_json::{Map, Value, json};
+
+use super::exit::{self, Exit};
+use super::run_body::{
+    Failure, Links, ModelCallBody, RunBody, RunSummary, StepBody, StepState, Usage,
+};
+use super::state::ApiState;
+use super::time::rfc3339;
+use crate::ids::TenantId;
+use crate::messages::{RunKind, RunSpec};
+use crate::plan::{CheckedPlan, Step};
+use crate::privacy::{DataKey, Sealed};
+use crate::runs::{Fields, Journal, ModelCall, RunStatus, RunView, StepEntry};
+
+/// A run for a list.
+pub(super) fn summary(state: &ApiState, tenant: &TenantId, view: &RunView) -> Option<RunSummary> {
+    let spec = view.spec()?;
+    let key = data_key(state, tenant, view, &spec);
+    summarise(&state.exit, view, &spec, key.as_ref())
+}
+
+/// A whole run; `None` when what is stored is not a run.
+pub(super) fn body(state: &ApiState, tenant: &TenantId, view: &RunView) -> Option<RunBody> {
+    let spec = view.spec()?;
+    let key = data_key(state, tenant, view, &spec);
+    build(&state.exit, view, spec, key.as_ref())
+}
+
+fn data_key(
+    state: &ApiState,
+    tenant: &TenantId,
+    view: &RunView,
+    spec: &RunSpec,
+) -> Option<DataKey> {
+    let wrapped = view.session_key.as_ref()?;
+    let keys = &state.parts.data_keys;
+    match keys.unwrap(wrapped, tenant, &spec.session_id) {
+        Ok(key) => Some(key),
+        Err(error) => {
+            tracing::error!(%error, session_id = %spec.session_id, "a data key does not unwrap");
+            None
+        }
+    }
+}
+
+fn summarise(
+    exit: &Exit,
+    view: &RunView,
+    spec: &RunSpec,
+    key: Option<&DataKey>,
+) -> Option<RunSummary> {
+    let fields = &view.fields;
+    let at = |name| fields.text(name)?.parse().ok().map(rfc3339);
+    let status = fields.status()?;
+    Some(RunSummary {
+        run_id: view.id.to_string(),
+        session_id: spec.session_id.to_string(),
+        kind: spec.kind,
+        status,
+        created_at: rfc3339(spec.created_ms),
+        started_at: at("started"),
+        ended_at: at("ended"),
+        deadline_at: rfc3339(spec.deadline_ms),
+        goal: key.and_then(|key| exit.open_text(key, spec.goal.as_ref()?)),
+        usage: Usage::of(fields),
+        max_cost_micro_usd: spec.max_cost_micro_usd,
+        metadata: exit.json(&json!(spec.metadata)),
+        retry_of: spec.retry_of.clone(),
+        error: failure(exit, fields, status),
+        links: Links::of(view.id.as_str()),
+    })
+}
+
+/// What the worker recorded, else what the terminal event told, else the status itself.
+fn failure(exit: &Exit, fields: &Fields, status: RunStatus) -> Option<Failure> {
+    if !status.is_terminal() || status == RunStatus::Succeeded {
+        return None;
+    }
+    let told: Value = fields
+        .text("end")
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let either = |name, alias: &str| {
+        let told = || told.get(alias).and_then(Value::as_str);
+        fields.text(name).or_else(told).map(str::to_owned)
+    };
+    Some(Failure {
+        code: either("code", "code").unwrap_or_else(|| status.as_str().to_owned()),
+        message: either("error", "message").map(|text| exit.text(&text)),
+    })
+}
+
+/// What a run's parts are read with.
+struct Reader<'a> {
+    exit: &'a Exit,
+    key: Option<&'a DataKey>,
+    status: RunStatus,
+}
+
+fn build(exit: &Exit, view: &RunView, spec: RunSpec, key: Option<&DataKey>) -> Option<RunBody> {
+    let summary = summarise(exit, view, &spec, key)?;
+    let reader = Reader {
+        exit,
+        key,
+        status: summary.status,
+    };
+    let plan = view.fields.sealed("plan");
+    let plan = plan.and_then(|sealed| exit::open(key?, &sealed));
+    let typed: Option<CheckedPlan> = plan
+        .as_ref()
+        .and_then(|plan| serde_json::from_value(plan.clone()).ok());
+    let journal = view.fields.journal();
+    let steps = reader.steps(typed.as_ref(), &journal);
+    let executed = spec.kind != RunKind::Plan && summary.status == RunStatus::Succeeded;
+    let result = typed
+        .filter(|_| executed)
+        .map(|plan| reader.result(&plan, &steps));
+    Some(RunBody {
+        context: spec.context.and_then(|sealed| reader.open(&sealed)),
+        model: spec.model.map(|model| exit.text(&model)),
+        tools_allowed: spec.tools_allowed,
+        plan: plan.map(|plan| exit.json(&plan)),
+        steps,
+        model_calls: model_calls(&journal),
+        result,
+        summary,
+    })
+}
+
+impl Reader<'_> {
+    fn open(&self, sealed: &Sealed) -> Option<Value> {
+        self.exit.open(self.key?, sealed)
+    }
+
+    /// The steps of the plan, each with what the journal has of it. Without a plan that can be read,
+    /// what the journal has.
+    fn steps(&self, plan: Option<&CheckedPlan>, journal: &Journal) -> Vec<StepBody> {
+        match plan {
+            Some(plan) => {
+                let entry = |step: &Step| journal.steps.get(&step.id);
+                let steps = plan.steps().iter();
+                steps.map(|step| self.step(step, entry(step))).collect()
+            }
+            None => {
+                let entries = journal.steps.iter();
+                entries
+                    .map(|(id, entry)| self.begun(StepBody::new(id, &entry.tool), entry))
+                    .collect()
+            }
+        }
+    }
+
+    fn step(&self, step: &Step, entry: Option<&StepEntry>) -> StepBody {
+        let mut body = StepBody::new(&step.id, &step.tool);
+        body.args = Some(self.exit.json(&step.args));
+        body.depends_on.clone_from(&step.depends_on);
+        match entry {
+            Some(entry) => self.begun(body, entry),
+            None if self.status.is_terminal() => StepBody {
+                status: StepState::Skipped,
+                ..body
+            },
+            None => body,
+        }
+    }
+
+    fn begun(&self, body: StepBody, entry: &StepEntry) -> StepBody {
+        let message = entry.error.as_deref();
+        let error = entry.code.clone().map(|code| Failure {
+            code,
+            message: message.map(|text| self.exit.text(text)),
+        });
+        StepBody {
+            status: entry.status.into(),
+            attempts: entry.attempts,
+            started_at: Some(rfc3339(entry.started_ms)),
+            ended_at: entry.ended_ms.map(rfc3339),
+            output: entry.output.as_ref().and_then(|sealed| self.open(sealed)),
+            error,
+            ..body
+        }
+    }
+
+    /// The outputs of the steps that no other step builds on, and the model's answer.
+    fn result(&self, plan: &CheckedPlan, steps: &[StepBody]) -> Value {
+        let built_on: Vec<usize> = (0..plan.steps().len())
+            .flat_map(|index| plan.dependencies(index).iter().copied())
+            .collect();
+        let last = steps
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !built_on.contains(index));
+        let outputs: Map<String, Value> = last
+            .filter_map(|(_, step)| Some((step.id.clone(), step.output.clone()?)))
+            .collect();
+        let answer = plan.plan().answer.as_deref();
+        let answer = answer.map(|text| self.exit.text(text));
+        json!({ "answer": answer, "outputs": outputs })
+    }
+}
+
+fn model_calls(journal: &Journal) -> Vec<ModelCallBody> {
+    let body = |(number, call): (&u32, &ModelCall)| ModelCallBody {
+        number: *number,
+        model: call.model.clone(),
+        input_tokens: call.usage.map(|usage| usage.input_tokens),
+        output_tokens: call.usage.map(|usage| usage.output_tokens),
+        cost_micro_usd: call.cost_micro_usd,
+        duration_ms: call.duration_ms,
+    };
+    journal.model_calls.iter().map(body).collect()
+}

@@ -1,0 +1,103 @@
+//! What is known of one request, from its arrival to its log line.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::ids::{KeyId, RunId, SessionId, TenantId};
+use crate::runs::LimitRow;
+use crate::telemetry::TraceContext;
+
+/// The address from which a connection came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+/// What the route was and where the request came from.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) trace: TraceContext,
+    pub(super) method: &'static str,
+    /// The route's template; `unmatched` when no route has the path.
+    pub(super) route: String,
+    pub(super) query: String,
+    pub(super) peer: Option<IpAddr>,
+    pub(super) began: Instant,
+    pub(super) began_ms: u64,
+}
+
+/// What becomes known while the request is handled.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    pub(super) tenant: Option<TenantId>,
+    pub(super) key_id: Option<KeyId>,
+    pub(super) session: Option<SessionId>,
+    pub(super) run: Option<RunId>,
+    pub(super) rule: Option<String>,
+    pub(super) limits: Vec<LimitRow>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// One request. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Scope(Arc<(Facts, Mutex<Notes>)>);
+
+impl Scope {
+    pub(super) fn new(facts: Facts, permit: Option<OwnedSemaphorePermit>) -> Self {
+        let notes = Notes {
+            permit,
+            ..Notes::default()
+        };
+        Self(Arc::new((facts, Mutex::new(notes))))
+    }
+
+    pub(super) fn facts(&self) -> &Facts {
+        &self.0.0
+    }
+
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the request's place among those handled at once to another: from here on it only waits.
+    pub(super) fn only_waits(&self) {
+        self.notes().permit = None;
+    }
+
+    pub(super) fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.facts().began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The network of the client's address: /24 of an IPv4, /48 of an IPv6 address.
+    pub(super) fn network(&self) -> Option<String> {
+        let address = self.facts().peer?.to_canonical();
+        let bits = if address.is_ipv4() { 24 } else { 48 };
+        let network = ipnet::IpNet::new(address, bits).ok()?;
+        Some(network.trunc().to_string())
+    }
+}
+
+#[cfg(test)]
+pub(super) fn sample() -> Scope {
+    Scope::new(
+        Facts {
+            trace: TraceContext::generate(),
+            method: "POST",
+            route: "/v1/runs".to_owned(),
+            query: String::new(),
+            peer: Some([192, 0, 2, 7].into()),
+            began: Instant::now(),
+            began_ms: 1_700_000_000_000,
+        },
+        None,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_address_is_told_as_its_network() {
+        assert_eq!(super::sample().network().as_deref(), Some("192.0.2.0/24"));
+    }
+}

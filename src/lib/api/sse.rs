@@ -1,0 +1,79 @@
+//! Server-sent events (WHATWG HTML, section 9.2): the bytes on the wire.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::messages::EventId;
+use crate::runs::StoredEvent;
+
+/// The first bytes of a stream: how long a client waits before it reconnects.
+pub(super) fn opening() -> Bytes {
+    Bytes::from_static(b"retry: 2000\n\n")
+}
+
+/// A comment that keeps the connection alive.
+pub(super) fn heartbeat() -> Bytes {
+    Bytes::from_static(b": heartbeat\n\n")
+}
+
+/// A comment that says why the stream ends although more may follow: a client reconnects by itself.
+pub(super) fn farewell(why: &str) -> Bytes {
+    Bytes::from(format!(": {why}\n\n"))
+}
+
+/// An event of the history.
+pub(super) fn event(event: &StoredEvent) -> Bytes {
+    frame(event.event_type.as_str(), Some(event.id), &event.json)
+}
+
+/// The history does not reach back to the client's cursor.
+pub(super) fn truncated() -> Bytes {
+    frame("stream.truncated", None, "{}")
+}
+
+/// How the run or session stands, for a client that has missed events. Its id is that of the newest
+/// event that it takes account of.
+pub(super) fn snapshot(body: &Value, newest: Option<EventId>) -> Bytes {
+    frame("stream.snapshot", newest, &body.to_string())
+}
+
+fn frame(name: &str, id: Option<EventId>, data: &str) -> Bytes {
+    let mut text = format!("event: {name}\n");
+    if let Some(id) = id {
+        text.push_str(&format!("id: {id}\n"));
+    }
+    // A line break in the data would end the field.
+    for line in data.split(['\n', '\r']) {
+        text.push_str("data: ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push('\n');
+    Bytes::from(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::EventType;
+
+    #[test]
+    fn an_event_has_its_name_id_and_data() {
+        let stored = StoredEvent {
+            id: "1-7".parse().unwrap(),
+            prev: None,
+            event_type: EventType::StepStarted,
+            run_id: crate::ids::RunId::generate(),
+            json: "{\"id\":\"1-7\"}".to_owned(),
+        };
+        let expected = "event: step.started\nid: 1-7\ndata: {\"id\":\"1-7\"}\n\n";
+        assert_eq!(event(&stored), expected);
+    }
+
+    #[test]
+    fn a_line_break_does_not_end_the_data() {
+        let bytes = frame("x", None, "{\n\"a\":1}");
+        assert_eq!(bytes, "event: x\ndata: {\ndata: \"a\":1}\n\n");
+        assert_eq!(truncated(), "event: stream.truncated\ndata: {}\n\n");
+    }
+}

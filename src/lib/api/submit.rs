@@ -1,0 +1,302 @@
+//! Starting runs: governed and put into the ledger by one script, then produced.
+
+use axum::extract::State;
+use axum::http::header::{LOCATION, VARY};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Json, Response};
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::body::JsonBody;
+use super::caller::Caller;
+use super::request_headers::Submitting;
+use super::run_body::{Links, RunBody};
+use super::state::ApiState;
+use super::submission::{
+    ExecuteRequest, PlanRequest, PlanSource, RunRequest, Submission, check_plan,
+};
+use super::{audit, problem::internal, sessions, wait};
+use crate::error::{ApiError, ErrorCode};
+use crate::governance::Permission;
+use crate::ids::{RunId, SessionId};
+use crate::messages::{OnConflict, RunSpec};
+use crate::plan::Plan;
+use crate::privacy::{DataKey, Sealed};
+use crate::runs::{Admission, Admit, Claim, RunStatus};
+use crate::runtime::clock;
+
+/// A run that was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Submitted {
+    /// The run.
+    #[schema(value_type = String)]
+    run_id: RunId,
+    /// Its session.
+    #[schema(value_type = String)]
+    session_id: SessionId,
+    /// `queued`.
+    status: RunStatus,
+    /// Where to go on.
+    links: Links,
+}
+
+/// Plan a goal.
+#[utoipa::path(post, path = "/v1/plan", tag = "runs", request_body = PlanRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat starts nothing twice."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N ≤ 60 seconds for the plan.")),
+    responses((status = 200, description = "The run has ended within the time of `Prefer: wait`; it holds the plan.", body = RunBody),
+        (status = 202, description = "The run was accepted.", body = Submitted,
+            headers(("Location" = String, description = "The run."), ("Idempotency-Replayed" = String, description = "`true` for the repeat of a request.")))))]
+pub(super) async fn plan(
+    State(state): State<ApiState>,
+    caller: Caller,
+    how: Submitting,
+    body: JsonBody<PlanRequest>,
+) -> Result<Response, ApiError> {
+    let fingerprint = body.fingerprint(&caller.scope.facts().query, how.idempotency.is_some());
+    let submission = Submission::plan(body.value, state.settings())?;
+    submit(&state, &caller, &how, submission, &fingerprint).await
+}
+
+/// Plan a goal and execute the plan.
+#[utoipa::path(post, path = "/v1/runs", tag = "runs", request_body = RunRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat starts nothing twice."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N ≤ 60 seconds for the result.")),
+    responses((status = 200, description = "The run has ended within the time of `Prefer: wait`.", body = RunBody),
+        (status = 202, description = "The run was accepted.", body = Submitted,
+            headers(("Location" = String, description = "The run."), ("Idempotency-Replayed" = String, description = "`true` for the repeat of a request.")))))]
+pub(super) async fn run(
+    State(state): State<ApiState>,
+    caller: Caller,
+    how: Submitting,
+    body: JsonBody<RunRequest>,
+) -> Result<Response, ApiError> {
+    let fingerprint = body.fingerprint(&caller.scope.facts().query, how.idempotency.is_some());
+    let submission = Submission::run(body.value, state.settings())?;
+    submit(&state, &caller, &how, submission, &fingerprint).await
+}
+
+/// Execute a plan.
+#[utoipa::path(post, path = "/v1/execute", tag = "runs", request_body = ExecuteRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat starts nothing twice."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N ≤ 60 seconds for the result.")),
+    responses((status = 200, description = "The run has ended within the time of `Prefer: wait`.", body = RunBody),
+        (status = 202, description = "The run was accepted.", body = Submitted,
+            headers(("Location" = String, description = "The run."), ("Idempotency-Replayed" = String, description = "`true` for the repeat of a request.")))))]
+pub(super) async fn execute(
+    State(state): State<ApiState>,
+    caller: Caller,
+    how: Submitting,
+    body: JsonBody<ExecuteRequest>,
+) -> Result<Response, ApiError> {
+    let fingerprint = body.fingerprint(&caller.scope.facts().query, how.idempotency.is_some());
+    let submission = Submission::execute(body.value, state.settings())?;
+    submit(&state, &caller, &how, submission, &fingerprint).await
+}
+
+async fn submit(
+    state: &ApiState,
+    caller: &Caller,
+    how: &Submitting,
+    submission: Submission,
+    fingerprint: &str,
+) -> Result<Response, ApiError> {
+    state.require_kafka()?;
+    let Ok(session) = submission.session.parse::<SessionId>() else {
+        return Err(caller.not_found(state, Permission::Runs).await);
+    };
+    caller.scope.notes().session = Some(session.clone());
+    let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
+    let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
+    let spec = specify(caller, submission, session, &key);
+    let (run, replayed) = admit(state, caller, how, &spec, plan.as_ref(), fingerprint).await?;
+    caller.scope.notes().run = Some(run.clone());
+
+    let ended = match how.wait {
+        Some(time) => wait::for_end(state, caller, &spec.session_id, &run, time).await,
+        None => None,
+    };
+    let mut response = match ended {
+        Some(ended) => Json(ended).into_response(),
+        None => accepted(spec.session_id, run),
+    };
+    let headers = response.headers_mut();
+    if replayed {
+        let name = HeaderName::from_static("idempotency-replayed");
+        headers.insert(name, HeaderValue::from_static("true"));
+    }
+    if let Some(time) = how.wait {
+        let name = HeaderName::from_static("preference-applied");
+        if let Ok(value) = HeaderValue::try_from(format!("wait={}", time.as_secs())) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(VARY, HeaderValue::from_static("Prefer"));
+    Ok(response)
+}
+
+fn accepted(session_id: SessionId, run_id: RunId) -> Response {
+    let links = Links::of(run_id.as_str());
+    let location = format!("/v1/runs/{run_id}");
+    let body = Submitted {
+        run_id,
+        session_id,
+        status: RunStatus::Queued,
+        links,
+    };
+    (StatusCode::ACCEPTED, [(LOCATION, location)], Json(body)).into_response()
+}
+
+/// The plan of an `execute` run.
+async fn sealed_plan(
+    state: &ApiState,
+    caller: &Caller,
+    submission: &Submission,
+    session: &SessionId,
+    key: &DataKey,
+) -> Result<Option<Sealed>, ApiError> {
+    let id = match &submission.plan {
+        PlanSource::Planner => return Ok(None),
+        PlanSource::Given(plan) => {
+            let json = serde_json::to_vec(plan).map_err(|error| internal(&error))?;
+            return Ok(Some(key.seal(&json)));
+        }
+        PlanSource::Run(id) => id,
+    };
+    let Ok(id) = id.parse::<RunId>() else {
+        return Err(caller.not_found(state, Permission::Runs).await);
+    };
+    let look = caller.look(state, Permission::Runs);
+    let read = state.runs().run(caller.tenant(), look, &id).await?;
+    let view = match caller.found(read) {
+        Ok((view, _)) if view.fields.text("session") == Some(session.as_str()) => view,
+        Err(error) if error.code != ErrorCode::NotFound => return Err(error),
+        // A look is not counted; guessing at runs is.
+        _ => return Err(caller.not_found(state, Permission::Runs).await),
+    };
+    let ended = view.fields.status().is_some_and(RunStatus::is_terminal);
+    let sealed = view.fields.sealed("plan").filter(|_| ended);
+    let Some(sealed) = sealed else {
+        return Err(ApiError::new(ErrorCode::PlanNotReady).details(json!({ "field": "/plan_id" })));
+    };
+    let json = key.open(&sealed)?;
+    let plan: Plan = serde_json::from_slice(&json).map_err(|error| internal(&error))?;
+    check_plan(&plan, submission.tools_allowed.as_deref(), state.settings())?;
+    Ok(Some(sealed))
+}
+
+fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &DataKey) -> RunSpec {
+    let created_ms = clock::now_ms();
+    let lasts_ms = submission.timeout_s.saturating_mul(1000);
+    RunSpec {
+        tenant: caller.tenant().clone(),
+        run_id: RunId::generate(),
+        session_id: session,
+        key_id: caller.key.key_id.clone(),
+        kind: submission.kind,
+        created_ms,
+        deadline_ms: created_ms.saturating_add(lasts_ms),
+        goal: submission.goal.map(|goal| key.seal(goal.as_bytes())),
+        context: submission
+            .context
+            .map(|context| key.seal(context.to_string().as_bytes())),
+        plan: None, // it travels beside the specification, as a plan that was made does
+        tools_allowed: submission.tools_allowed,
+        model: submission.model,
+        max_steps: submission.max_steps,
+        max_cost_micro_usd: submission.max_cost_micro_usd,
+        on_conflict: submission.on_conflict,
+        metadata: submission.metadata,
+        retry_of: None,
+        traceparent: Some(caller.scope.facts().trace.to_string()),
+    }
+}
+
+/// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
+/// request with the same key had done so.
+async fn admit(
+    state: &ApiState,
+    caller: &Caller,
+    how: &Submitting,
+    spec: &RunSpec,
+    plan: Option<&Sealed>,
+    fingerprint: &str,
+) -> Result<(RunId, bool), ApiError> {
+    let run = &spec.run_id;
+    let facts = caller.scope.facts();
+    let claim = how.idempotency.as_ref();
+    let claim = claim.map(|key| key.claim(facts.method, &facts.route));
+    let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
+    let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
+    let id = format!("{run}/audit");
+    let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
+    let admit = Admit {
+        gate: caller.gate(state, Permission::Runs),
+        idempotency: claim.as_deref().map(|key| Claim {
+            key,
+            fingerprint,
+            ttl_ms: state.settings().idempotency_ttl_s.saturating_mul(1000),
+        }),
+        tenant: &spec.tenant,
+        run,
+        session: &spec.session_id,
+        kind: spec.kind,
+        stage: spec.kind.first_command(),
+        spec: &text,
+        deadline: spec.deadline_ms,
+        parallel: spec.on_conflict == OnConflict::Parallel,
+        reject: spec.on_conflict == OnConflict::Reject,
+        traceparent: spec.traceparent.as_deref(),
+        plan,
+        queued: &queued,
+        audit: &audit,
+    };
+    match state.runs().admit(&admit).await? {
+        Admission::Refused(refusal) => {
+            let error = caller.refused(refusal);
+            if error.code == ErrorCode::NotFound {
+                state.parts.data_keys.forget(&spec.session_id);
+            }
+            Err(error)
+        }
+        Admission::Replayed { limits, run } => {
+            caller.note_limits(limits);
+            Ok((run, true))
+        }
+        Admission::Admitted(admitted) => {
+            caller.note_limits(admitted.limits);
+            if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
+                not_produced(state, spec, how.idempotency.is_some(), error.into()).await?;
+            }
+            Ok((run.clone(), false))
+        }
+    }
+}
+
+/// What becomes of a run whose command Kafka did not acknowledge. One that the client can ask for again
+/// by its key is left to the sweeper; another one ends here, unless a worker has it already.
+async fn not_produced(
+    state: &ApiState,
+    spec: &RunSpec,
+    named: bool,
+    error: ApiError,
+) -> Result<(), ApiError> {
+    let RunSpec { tenant, run_id, .. } = spec;
+    if named {
+        let details = json!({ "dependency": "kafka", "run_id": run_id });
+        return Err(error.details(details));
+    }
+    let data = json!({
+        "code": "enqueue_failed",
+        "message": "the run's command could not be put onto its topic",
+    });
+    match state
+        .runs()
+        .abandon(tenant, run_id, &data.to_string())
+        .await?
+    {
+        Some(_) => Err(error), // the sweeper produces its end
+        None => Ok(()),
+    }
+}
