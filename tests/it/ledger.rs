@@ -405,7 +405,7 @@ async fn no_window_holds_more_than_its_limit() {
             .unwrap()
         {
             agenthub::runs::Read::Found { limits, .. } => {
-                codes.push(format!("{}", limits[0].remaining))
+                codes.push(format!("{}", limits[0].remaining));
             }
             agenthub::runs::Read::Refused(refusal) => {
                 assert_eq!(refusal.rule, "key_rate_limit");

@@ -53,10 +53,10 @@ agenthub_quietly() {
     fi
 }
 
-# start_app NAME BINARY PREFERRED_PORT WANTED_PORT VARIABLE…: starts it unless it runs. A process whose
+# start_app NAME BINARY PREFERRED_PORT WANTED_PORT VARIABLE|--OPTION…: starts it unless it runs. A process whose
 # binary was built anew is started again. REPLY is its port.
 start_app() {
-    local name=$1 binary=$2 preferred=$3 wanted=$4 port address variable settings=()
+    local name=$1 binary=$2 preferred=$3 wanted=$4 port address variable settings=() arguments=()
     shift 4
     apps+=("$name")
     if pid_of "$name"; then
@@ -71,8 +71,13 @@ start_app() {
     choose_port "$name" "$preferred" "$wanted"
     port=$REPLY
     address=127.0.0.1:$port
-    for variable in "$@"; do settings+=("$variable=$address"); done
-    spawn "$name" env "${app_env[@]}" "AGENTHUB_CACHE_DIR=$state/cache/$name" "${settings[@]}" "$bin/$binary"
+    for variable in "$@"; do
+        case $variable in
+            --*) arguments+=("$variable" "$address") ;;
+            *) settings+=("$variable=$address") ;;
+        esac
+    done
+    spawn "$name" env "${app_env[@]}" "AGENTHUB_CACHE_DIR=$state/cache/$name" "${settings[@]}" "$bin/$binary" "${arguments[@]}"
     REPLY=$port
 }
 
@@ -83,7 +88,7 @@ start_apps() {
     lock_ports
     if [[ -z ${OPENAI_API_KEY:-} && -z ${OPENAI_BASE_URL:-} ]]; then
         # The simulator has one address, for its API and its probes.
-        start_app llm-sim agenthub-llm-sim 8090 '' AGENTHUB_API_ADDR AGENTHUB_PROBE_ADDR
+        start_app llm-sim agenthub-llm-sim 8090 '' --addr
         model="http://127.0.0.1:$REPLY/v1 (agenthub-llm-sim, a simulator: set OPENAI_API_KEY for a real one)"
         app_env+=("OPENAI_BASE_URL=http://127.0.0.1:$REPLY/v1" OPENAI_API_KEY=llm-sim)
     fi

@@ -193,7 +193,7 @@ fn is_deeper(bytes: &[u8], max: usize) -> bool {
 /// Turns what serde says into a field and a text that shows nothing of the value.
 fn schema_error(path: &serde_path_to_error::Path, message: &str) -> ApiError {
     let mut pointer = String::new();
-    for segment in path.iter() {
+    for segment in path {
         match segment {
             Segment::Seq { index } => push(&mut pointer, &index.to_string()),
             Segment::Map { key } => push(&mut pointer, key),

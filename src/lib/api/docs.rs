@@ -1,4 +1,4 @@
-//! The reference: the OpenAPI document, a page that shows it, and a page for each error code.
+//! The reference: the `OpenAPI` document, a page that shows it, and a page for each error code.
 
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse, Redirect, Response};

@@ -1,4 +1,5 @@
-//! The HTTP API: routes, extractors, errors as problem documents, server-sent events, OpenAPI.
+//! The HTTP API: routes, extractors, errors as problem documents, server-sent events, and the
+//! `OpenAPI` document.
 //!
 //! A request is governed inside the script that acts on it: handlers check what needs no I/O, then make
 //! one call of the ledger, which holds the gate.
@@ -45,7 +46,7 @@ pub use router::router;
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
 
-/// The OpenAPI document of the API, JSON text.
+/// The `OpenAPI` document of the API, JSON text.
 pub fn openapi() -> &'static str {
     openapi::text()
 }

@@ -137,19 +137,14 @@ impl Reader<'_> {
     /// The steps of the plan, each with what the journal has of it. Without a plan that can be read,
     /// what the journal has.
     fn steps(&self, plan: Option<&CheckedPlan>, journal: &Journal) -> Vec<StepBody> {
-        match plan {
-            Some(plan) => {
-                let entry = |step: &Step| journal.steps.get(&step.id);
-                let steps = plan.steps().iter();
-                steps.map(|step| self.step(step, entry(step))).collect()
-            }
-            None => {
-                let entries = journal.steps.iter();
-                entries
-                    .map(|(id, entry)| self.begun(StepBody::new(id, &entry.tool), entry))
-                    .collect()
-            }
+        if let Some(plan) = plan {
+            let entry = |step: &Step| journal.steps.get(&step.id);
+            let steps = plan.steps().iter();
+            return steps.map(|step| self.step(step, entry(step))).collect();
         }
+        let begun =
+            |(id, entry): (&String, &StepEntry)| self.begun(StepBody::new(id, &entry.tool), entry);
+        journal.steps.iter().map(begun).collect()
     }
 
     fn step(&self, step: &Step, entry: Option<&StepEntry>) -> StepBody {

@@ -40,7 +40,9 @@ pub(super) fn snapshot(body: &Value, newest: Option<EventId>) -> Bytes {
 fn frame(name: &str, id: Option<EventId>, data: &str) -> Bytes {
     let mut text = format!("event: {name}\n");
     if let Some(id) = id {
-        text.push_str(&format!("id: {id}\n"));
+        text.push_str("id: ");
+        text.push_str(&id.to_string());
+        text.push('\n');
     }
     // A line break in the data would end the field.
     for line in data.split(['\n', '\r']) {

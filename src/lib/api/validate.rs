@@ -74,7 +74,7 @@ pub(super) fn tools(names: Option<&[String]>) -> Result<(), ApiError> {
 }
 
 /// A number between two others, both included.
-pub(super) fn range<T: PartialOrd + std::fmt::Display>(
+pub(super) fn range<T: PartialOrd + std::fmt::Display + Copy>(
     field: &str,
     value: T,
     least: T,

@@ -47,7 +47,10 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
     let (ended, has_ended) = oneshot::channel();
     let intake = base.shutdown.intake();
     base.supervisor.run_once("server", async move {
-        let _ = ended.send(crate::api::serve(listener, state, intake).await);
+        let _ = {
+            let _: () = crate::api::serve(listener, state, intake).await;
+            ended.send(())
+        };
     });
     tokio::pin!(has_ended);
     let failed = async {

@@ -57,10 +57,8 @@ fn mask(masker: &Masker, text: &str) -> String {
         .filter(|line| !line.trim().is_empty())
         .peekable();
     if lines.peek().is_some() && lines.all(|line| line.starts_with(['{', '[']) && json(line)) {
-        return text
-            .lines()
-            .map(|line| format!("{}\n", masker.json_text(line)))
-            .collect();
+        let masked: Vec<String> = text.lines().map(|line| masker.json_text(line).into_inner()).collect();
+        return masked.join("\n") + "\n";
     }
     masker.text(text).to_string()
 }

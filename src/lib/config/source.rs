@@ -1,7 +1,7 @@
 //! Where the text of a setting comes from.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::value::Parse;
 use super::{REFERENCE, Setting};
@@ -59,7 +59,7 @@ impl Source {
     /// As [`Source::from_process`], from the given variables.
     pub fn from_env(env: BTreeMap<String, String>) -> Result<Self, ConfigError> {
         let file = match env.get("AGENTHUB_CONFIG") {
-            Some(path) => read_file(path.into())?,
+            Some(path) => read_file(Path::new(path))?,
             None => BTreeMap::new(),
         };
         let source = Self { env, file };
@@ -136,12 +136,12 @@ impl Source {
     }
 }
 
-fn read_file(path: PathBuf) -> Result<BTreeMap<String, String>, ConfigError> {
+fn read_file(path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
     let fail = |reason: String| ConfigError::File {
-        path: path.clone(),
+        path: path.to_owned(),
         reason,
     };
-    let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     let table: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| fail(e.to_string()))?;

@@ -27,12 +27,12 @@ pub struct PresentedKey {
 impl PresentedKey {
     /// Reads a key and checks its signature: `None` when either is wrong.
     pub(super) fn parse(text: &str, signer: &Signer) -> Option<Self> {
-        let (signed, signature) = text.rsplit_once('_')?;
+        let (claims, signature) = text.rsplit_once('_')?;
         let signature = hex::decode(signature).ok()?;
-        if !signer.verify_api_key(signed, &signature) {
+        if !signer.verify_api_key(claims, &signature) {
             return None;
         }
-        let mut parts = signed.split('_');
+        let mut parts = claims.split('_');
         if parts.next()? != PREFIX {
             return None;
         }
@@ -73,10 +73,10 @@ impl IssuedKey {
         let mut secret = [0_u8; SECRET_BYTES];
         rand::rng().fill_bytes(&mut secret);
         let secret = format!("{version}s{}", hex::encode(secret));
-        let signed = format!("{PREFIX}_{tenant}_{key_id}_{secret}");
-        let signature = hex::encode(signer.sign_api_key(&signed));
+        let claims = format!("{PREFIX}_{tenant}_{key_id}_{secret}");
+        let signature = hex::encode(signer.sign_api_key(&claims));
         Self {
-            text: format!("{signed}_{signature}"),
+            text: format!("{claims}_{signature}"),
             secret_hash: hash(&secret),
         }
     }

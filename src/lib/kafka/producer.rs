@@ -241,10 +241,11 @@ impl Producer {
                 value: Some(value.as_bytes()),
             })
         });
-        let message = FutureRecord::to(topic)
-            .key(record.key.as_bytes())
-            .payload(&record.value[..])
-            .headers(native);
+        let mut message = FutureRecord::to(topic).key(record.key.as_bytes()).headers(native);
+        // No value is a null value: on a compacted topic it erases what its key names.
+        if !record.value.is_empty() {
+            message = message.payload(&record.value[..]);
+        }
         let sent = self.inner.client.send_result(message);
         Pending {
             topic: record.topic,

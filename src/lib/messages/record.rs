@@ -133,6 +133,6 @@ pub struct Outgoing {
     pub not_after_ms: Option<u64>,
     /// The W3C trace context in which it was made.
     pub traceparent: Option<String>,
-    /// The value, JSON.
+    /// The value, JSON. An empty one is sent as a null value, which erases the key on a compacted topic.
     pub value: Bytes,
 }

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{DataKey, KeyRing, SealError};
 use crate::ids::{SessionId, TenantId};
 
+type Half = HashMap<SessionId, (TenantId, DataKey)>;
+
 /// Data keys by session, at most twice `capacity` of them: when the newer half is full, the older
 /// half is dropped. Erasing a session elsewhere leaves its key here until then; what it could open is
 /// gone from Redis by then, and Kafka is not read by this process for clients.
@@ -13,7 +15,7 @@ use crate::ids::{SessionId, TenantId};
 pub struct KeyCache {
     ring: KeyRing,
     capacity: usize,
-    halves: Arc<Mutex<[HashMap<SessionId, (TenantId, DataKey)>; 2]>>,
+    halves: Arc<Mutex<[Half; 2]>>,
 }
 
 impl KeyCache {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A task that ran this long without failing is taken to be well, and its next delay is short again.
-const WELL_AFTER: Duration = Duration::from_secs(60);
+const WELL_AFTER: Duration = Duration::from_mins(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// Runs the tasks of a process.

@@ -15,7 +15,7 @@ pub(super) struct Attempt {
     pub(super) tool: Option<Arc<dyn Tool>>,
     pub(super) tool_name: String,
     pub(super) step_id: String,
-    pub(super) attempt: u32,
+    pub(super) number: u32,
     /// The arguments with their references resolved, or why they cannot be.
     pub(super) args: Result<Value, ToolError>,
     pub(super) limit: Duration,
@@ -91,7 +91,7 @@ impl Attempt {
             session_id: self.session_id,
             run_id: self.run_id,
             step_id: self.step_id,
-            attempt: self.attempt,
+            attempt: self.number,
             args,
         };
         let call = AssertUnwindSafe(tool.call(call)).catch_unwind();

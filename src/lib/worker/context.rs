@@ -43,6 +43,7 @@ pub struct WorkerContext {
 
 impl WorkerContext {
     /// Milliseconds since the epoch.
+    #[allow(clippy::unused_self)] // read like the rest of what a worker works with
     pub(super) fn now_ms(&self) -> u64 {
         clock::now_ms()
     }

@@ -146,7 +146,7 @@ struct Carrying<'a> {
     due: BTreeMap<String, Instant>,
 }
 
-impl<'a> Carrying<'a> {
+impl Carrying<'_> {
     async fn go(&mut self) {
         // What the acquire began is called at once; what an earlier owner left is looked at first.
         let mut transition = self.run.transition();
@@ -317,7 +317,7 @@ impl<'a> Carrying<'a> {
             tool,
             step_id: step_id.to_owned(),
             tool_name: step.tool.clone(),
-            attempt: self.progress.attempts(step_id),
+            number: self.progress.attempts(step_id),
             args: self.progress.resolve(step, settings.max_args_bytes.0),
             limit: limit.min(Duration::from_millis(self.run.remaining_ms())),
             max_output_bytes: settings.max_output_bytes.0,
@@ -363,30 +363,27 @@ impl<'a> Carrying<'a> {
     }
 
     async fn end(&mut self, mut transition: Transition<'_>) {
-        let next = match self.progress.outcome() {
-            Some(Outcome::Failed { step_id, code }) => {
-                let message = self
-                    .progress
-                    .error(&step_id)
-                    .unwrap_or_else(|| "the step failed".to_owned());
-                transition.set.insert("code".to_owned(), code.clone());
-                transition.set.insert("error".to_owned(), message.clone());
-                let data = self
-                    .run
-                    .told(&json!({ "code": code, "message": message, "step_id": step_id }));
-                Next::End {
-                    status: RunStatus::Failed,
-                    data,
-                    state: None,
-                }
+        let next = if let Some(Outcome::Failed { step_id, code }) = self.progress.outcome() {
+            let message = self
+                .progress
+                .error(&step_id)
+                .unwrap_or_else(|| "the step failed".to_owned());
+            transition.set.insert("code".to_owned(), code.clone());
+            transition.set.insert("error".to_owned(), message.clone());
+            let data = self
+                .run
+                .told(&json!({ "code": code, "message": message, "step_id": step_id }));
+            Next::End {
+                status: RunStatus::Failed,
+                data,
+                state: None,
             }
-            _ => {
-                let data = self.run.told(&json!({ "result": self.progress.result() }));
-                Next::End {
-                    status: RunStatus::Succeeded,
-                    data,
-                    state: None,
-                }
+        } else {
+            let data = self.run.told(&json!({ "result": self.progress.result() }));
+            Next::End {
+                status: RunStatus::Succeeded,
+                data,
+                state: None,
             }
         };
         transition.next = Some(next);

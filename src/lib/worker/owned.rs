@@ -223,7 +223,7 @@ impl Owned {
             {
                 Ok(recorded) => return recorded,
                 Err(error) => {
-                    tracing::warn!(%error, "the transition was not recorded; trying again")
+                    tracing::warn!(%error, "the transition was not recorded; trying again");
                 }
             }
             tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;

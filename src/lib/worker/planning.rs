@@ -92,7 +92,7 @@ impl Planning {
                 },
                 None => match self.ask(&run, &request, &mut calls, &mut signal).await {
                     Ok((answer, took)) => {
-                        let transition = self.journal(&run, &answer, took, repairs + 1);
+                        let transition = Self::journal(&run, &answer, took, repairs + 1);
                         (answer, transition)
                     }
                     Err(no_answer) => return stop(&run, no_answer).await,
@@ -265,7 +265,6 @@ impl Planning {
 
     /// The transition that records an answer and what it used.
     fn journal<'r>(
-        &self,
         run: &'r Owned,
         answer: &ChatAnswer,
         took: Duration,

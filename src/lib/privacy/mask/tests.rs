@@ -72,7 +72,7 @@ fn each_class_is_found_in_text() {
 
 #[test]
 fn parts_around_a_secret_stay() {
-    let basic = format!("Basic {}", STANDARD_BASIC);
+    let basic = format!("Basic {STANDARD_BASIC}");
     for (text, expected) in [
         (
             "redis://user:hunter2@db:6379/0".to_owned(),
