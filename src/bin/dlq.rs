@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The indexer of dead letters.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agenthub::app::dlq()
+}

@@ -12,7 +12,8 @@ use crate::ids::TenantId;
 use crate::messages::{RunKind, RunSpec};
 use crate::plan::{CheckedPlan, Step};
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{Fields, Journal, ModelCall, RunStatus, RunView, StepEntry};
+use crate::runs::{Fields, Journal, ModelCall, RunStatus, RunView, StepEntry, StepStatus};
+use crate::tools::{Effects, catalogue};
 
 /// A run for a list.
 pub(super) fn summary(state: &ApiState, tenant: &TenantId, view: &RunView) -> Option<RunSummary> {
@@ -163,12 +164,21 @@ impl Reader<'_> {
 
     fn begun(&self, body: StepBody, entry: &StepEntry) -> StepBody {
         let message = entry.error.as_deref();
-        let error = entry.code.clone().map(|code| Failure {
+        let (status, code) = match entry.status {
+            // The run ended before the step did, and nobody was there to record how that ended.
+            StepStatus::Running | StepStatus::Retrying if self.status.is_terminal() => {
+                let code = entry.code.clone();
+                let code = code.unwrap_or_else(|| self.status.as_str().to_owned());
+                (cut_off(entry), Some(code))
+            }
+            status => (status.into(), entry.code.clone()),
+        };
+        let error = code.map(|code| Failure {
             code,
             message: message.map(|text| self.exit.text(text)),
         });
         StepBody {
-            status: entry.status.into(),
+            status,
             attempts: entry.attempts,
             started_at: Some(rfc3339(entry.started_ms)),
             ended_at: entry.ended_ms.map(rfc3339),
@@ -193,6 +203,16 @@ impl Reader<'_> {
         let answer = plan.plan().answer.as_deref();
         let answer = answer.map(|text| self.exit.text(text));
         json!({ "answer": answer, "outputs": outputs })
+    }
+}
+
+/// How a step stands whose run ended in the middle of it.
+fn cut_off(entry: &StepEntry) -> StepState {
+    let harmless = catalogue::find(&entry.tool).is_some_and(|tool| tool.effects == Effects::None);
+    if harmless || entry.status == StepStatus::Retrying {
+        StepState::Failed
+    } else {
+        StepState::OutcomeUnknown
     }
 }
 

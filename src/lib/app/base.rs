@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 use crate::config::Settings;
 use crate::kafka::{BrokerHealth, KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
-use crate::privacy::mask::Masker;
+use crate::privacy::mask::{self, Masker};
 use crate::privacy::{KeyCache, KeyRing};
 use crate::runs::Runs;
 use crate::runtime::{Check, Health, Shutdown, Supervisor};
@@ -139,10 +139,5 @@ fn mask_patterns(settings: &Settings) -> anyhow::Result<Vec<String>> {
     };
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("AGENTHUB_MASK_PATTERNS_FILE {}", path.display()))?;
-    Ok(text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect())
+    Ok(mask::patterns(&text))
 }

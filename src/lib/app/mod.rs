@@ -2,6 +2,9 @@
 
 mod api;
 mod base;
+mod consumer;
+mod dlq;
+mod rollup;
 mod worker;
 
 use std::process::ExitCode;
@@ -32,6 +35,16 @@ pub fn worker(role: Role) -> ExitCode {
     run(role.service(), move |settings| {
         worker::serve(role, settings)
     })
+}
+
+/// Runs the audit roll-up until it is told to stop.
+pub fn audit_rollup() -> ExitCode {
+    run(rollup::SERVICE, rollup::serve)
+}
+
+/// Runs the indexer of dead letters until it is told to stop.
+pub fn dlq() -> ExitCode {
+    run(dlq::SERVICE, dlq::serve)
 }
 
 /// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage or configuration.

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use anyhow::Context;
 
 use super::base::Base;
+use super::consumer;
 use crate::config::{Settings, StorageSettings};
-use crate::kafka::{Consumer, ConsumerOptions, Handler, KafkaSettings};
+use crate::kafka::{Consumer, ConsumerOptions, Handler};
 use crate::llm::LlmClient;
 use crate::llm::openai::OpenAiClient;
 use crate::llm::pricing::Prices;
 use crate::messages::Topic;
 use crate::net::{AllowList, Limits, Policy, SafeClient};
-use crate::runtime::{ProbeServer, bind};
 use crate::tools::ads::AdsMetricsMock;
 use crate::tools::http_fetch::{CONTENT_TYPES, HttpFetch};
 use crate::tools::registry::ToolRegistry;
@@ -27,8 +25,6 @@ use crate::worker::{Execution, Leases, Planning, Sweeper, Work, Worker, WorkerCo
 
 /// A worker waits for Redis rather than failing a run.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
-
-const REPLACE_AFTER: Duration = Duration::from_secs(1);
 
 /// What kind of worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,11 +61,7 @@ impl Role {
 
 pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result<()> {
     let base = Base::start(role.service(), &settings, REDIS_TIMEOUT)?;
-    let listener = bind(settings.probe_addr).await.map_err(|e| anyhow!(e))?;
-    tracing::info!(addr = %listener.local_addr()?, "probes");
-    let probe = ProbeServer::new(base.health.clone(), base.telemetry.metrics());
-    base.supervisor
-        .run_once("probes", probe.serve(listener, base.shutdown.end()));
+    consumer::serve_probes(&base, settings.probe_addr).await?;
 
     let llm: Arc<dyn LlmClient> = Arc::new(OpenAiClient::from_settings(&settings)?);
     let work = match role {
@@ -126,57 +118,17 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
         ..ConsumerOptions::default()
     };
     let worker: Arc<dyn Handler> = Arc::new(Worker::new(context, work));
-    let (ended, has_ended) = oneshot::channel();
-    {
-        let (kafka, intake) = (base.kafka.clone(), base.shutdown.intake());
-        base.supervisor.run_once("consumer", async move {
-            consume(role, &kafka, &worker, &options, &intake).await;
-            let _ = ended.send(());
-        });
-    }
-    tokio::pin!(has_ended);
-    let failed = async {
-        let _ = (&mut has_ended).await;
-        anyhow!("the consumer ended")
-    };
-    let outcome = base.until_told(failed).await;
-    if outcome.is_ok() {
-        // It drains to its own deadline, commits and leaves the group.
-        has_ended.await.context("the consumer")?;
-    }
-    base.finish().await;
-    outcome
-}
-
-/// Consumes until told to stop. A client that failed for good is replaced by a new one: its records
-/// were not committed and come again.
-async fn consume(
-    role: Role,
-    kafka: &KafkaSettings,
-    worker: &Arc<dyn Handler>,
-    options: &ConsumerOptions,
-    intake: &CancellationToken,
-) {
-    while !intake.is_cancelled() {
-        let consumer = Consumer::new(
-            kafka,
+    let kafka = base.kafka.clone();
+    let consumer = consumer::start(&base, move || {
+        Consumer::new(
+            &kafka,
             role.group(),
             &[role.topic()],
             worker.clone(),
             options.clone(),
-        );
-        let outcome = match consumer {
-            Ok(consumer) => consumer.run(intake.clone()).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            tracing::error!(%error, "the consumer failed and is replaced");
-            tokio::select! {
-                () = intake.cancelled() => {}
-                () = tokio::time::sleep(REPLACE_AFTER) => {}
-            }
-        }
-    }
+        )
+    });
+    consumer.run(base, std::future::pending()).await
 }
 
 fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolRegistry> {

@@ -57,8 +57,11 @@ fn mask(masker: &Masker, text: &str) -> String {
         .filter(|line| !line.trim().is_empty())
         .peekable();
     if lines.peek().is_some() && lines.all(|line| line.starts_with(['{', '[']) && json(line)) {
-        let masked: Vec<String> = text.lines().map(|line| masker.json_text(line).into_inner()).collect();
-        return masked.join("\n") + "\n";
+        let rows: Vec<String> = text
+            .lines()
+            .map(|line| masker.json_text(line).into_inner())
+            .collect();
+        return rows.join("\n") + "\n";
     }
     masker.text(text).to_string()
 }

@@ -3,12 +3,18 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 pub mod check_url;
+mod client;
 pub mod config;
+pub mod dlq;
 pub mod docs;
+mod follow;
 pub mod keys;
 pub mod mask;
+mod output;
 pub mod run;
 pub mod runs;
+#[cfg(test)]
+mod tests;
 pub mod tools;
 pub mod topics;
 pub mod watch;
@@ -41,6 +47,8 @@ enum Command {
     Keys(keys::Args),
     /// Create, check and describe the topics.
     Topics(topics::Args),
+    /// List and show dead letters.
+    Dlq(dlq::Args),
     /// Mask secrets and personal data in standard input.
     Mask(mask::Args),
     /// Say whether a tool may fetch a URL, and why.
@@ -65,6 +73,7 @@ impl Cli {
             Command::Docs(args) => docs::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Topics(args) => topics::run(args).await,
+            Command::Dlq(args) => dlq::run(args).await,
             Command::Mask(args) => mask::run(args).await,
             Command::CheckUrl(args) => check_url::run(args).await,
             Command::Config(args) => config::run(args).await,

@@ -16,7 +16,7 @@ pub mod schemas;
 pub use client::KafkaSettings;
 pub use consumer::{
     Ack, Consumer, ConsumerError, ConsumerOptions, ConsumerSnapshot, ConsumerState, Handler,
-    Incoming, StartFrom,
+    Incoming, Sink, StartFrom,
 };
 pub use health::BrokerHealth;
 pub use outbox::{Acknowledged, OutboxProducer};

@@ -241,7 +241,9 @@ impl Producer {
                 value: Some(value.as_bytes()),
             })
         });
-        let mut message = FutureRecord::to(topic).key(record.key.as_bytes()).headers(native);
+        let mut message = FutureRecord::to(topic)
+            .key(record.key.as_bytes())
+            .headers(native);
         // No value is a null value: on a compacted topic it erases what its key names.
         if !record.value.is_empty() {
             message = message.payload(&record.value[..]);

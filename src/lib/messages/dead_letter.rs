@@ -1,5 +1,8 @@
 //! Dead letters: records that could not be handled, with the original bytes and the reason.
 
+use std::fmt;
+use std::str::FromStr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,44 @@ pub enum FailureClass {
     TooManyDeliveries,
     /// Handling it panicked every time.
     Panicked,
+}
+
+impl FailureClass {
+    /// Every class.
+    pub const ALL: [Self; 4] = [
+        Self::Undecodable,
+        Self::Unsigned,
+        Self::TooManyDeliveries,
+        Self::Panicked,
+    ];
+
+    /// The name, as in JSON, metrics and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "undecodable",
+            Self::Unsigned => "unsigned",
+            Self::TooManyDeliveries => "too_many_deliveries",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+impl fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for FailureClass {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|class| class.as_str() == name);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str).join(", ");
+            format!("expected one of {names}")
+        })
+    }
 }
 
 /// The value of a record on `dead.letter`.
@@ -59,4 +100,26 @@ pub struct DeadLetter {
     /// Trace context of the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+}
+
+impl DeadLetter {
+    /// The name of the letter: the place of the record that it is about. The same however often the
+    /// letter is written.
+    pub fn id(&self) -> String {
+        format!("{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_has_one_name_everywhere() {
+        for class in FailureClass::ALL {
+            assert_eq!(class.as_str().parse(), Ok(class));
+            assert_eq!(serde_json::json!(class), class.as_str());
+        }
+        assert!("unsinged".parse::<FailureClass>().is_err());
+    }
 }

@@ -3,6 +3,7 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod dead_letters;
 mod keys;
 mod script;
 
@@ -11,12 +12,13 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, FromRedisValue, RedisError};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use dead_letters::{IndexedLetter, MAX_LETTERS};
 pub use script::Script;
 
 /// Why Redis did not do what was asked.
@@ -68,7 +70,16 @@ impl Redis {
     /// A connection that is made when it is first needed, and made again when it breaks. Each
     /// command ends within `timeout`, whatever Redis does.
     pub fn connect(settings: &Settings, timeout: Duration) -> Result<Self, StoreError> {
-        let client = redis::Client::open(settings.redis_url.expose_secret())?;
+        Self::open(&settings.redis_url, &settings.namespace, timeout)
+    }
+
+    /// As [`Redis::connect`], for commands that need no other settings.
+    pub fn open(
+        url: &SecretString,
+        namespace: &str,
+        timeout: Duration,
+    ) -> Result<Self, StoreError> {
+        let client = redis::Client::open(url.expose_secret())?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout))
@@ -77,7 +88,7 @@ impl Redis {
         let connection = ConnectionManager::new_lazy_with_config(client, config)?;
         Ok(Self {
             connection,
-            prefix: prefix(&settings.namespace).into(),
+            prefix: prefix(namespace).into(),
         })
     }
 
@@ -123,20 +134,22 @@ impl Redis {
     }
 
     /// Refuses a Redis that may lose what it has acknowledged: without AOF, or with an eviction
-    /// policy that drops keys.
+    /// policy that drops keys. Where `CONFIG` is not allowed, as on managed services, that Redis
+    /// answers has to do.
     pub async fn check_durability(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection.clone();
-        let get = |name: &str| redis::cmd("CONFIG").arg("GET").arg(name).to_owned();
-        let aof: Vec<String> = get("appendonly").query_async(&mut connection).await?;
-        let policy: Vec<String> = get("maxmemory-policy").query_async(&mut connection).await?;
-        let value = |answer: &[String]| answer.get(1).cloned().unwrap_or_default();
-        if value(&aof) != "yes" {
-            return Err(StoreError::Failed("appendonly must be yes".to_owned()));
-        }
-        if value(&policy) != "noeviction" {
-            return Err(StoreError::Failed(
-                "maxmemory-policy must be noeviction".to_owned(),
-            ));
+        for (name, wanted) in [("appendonly", "yes"), ("maxmemory-policy", "noeviction")] {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("GET").arg(name);
+            let answer: Result<Vec<String>, StoreError> = command
+                .query_async(&mut self.connection())
+                .await
+                .map_err(StoreError::from);
+            match answer {
+                Ok(pair) if pair.get(1).is_some_and(|value| value == wanted) => {}
+                Ok(_) => return Err(StoreError::Failed(format!("{name} must be {wanted}"))),
+                Err(StoreError::Failed(_)) => return self.ping().await,
+                Err(away) => return Err(away),
+            }
         }
         Ok(())
     }

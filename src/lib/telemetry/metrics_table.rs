@@ -47,6 +47,11 @@ metrics_table! {
     Counter "agenthub_sweeper_actions_total" "What the sweeper did, by action.";
     Counter "agenthub_outbox_records_total" "Records produced from outboxes, by topic and outcome.";
     Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
+    Counter "agenthub_dlq_indexed_total" "Dead letters put into the index, by class.";
+    Counter "agenthub_rollup_records_total" "Audit records in files that a commit marker lists.";
+    Counter "agenthub_rollup_files_total" "Audit files that a commit marker lists.";
+    Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
+    Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its commit marker.";
     Gauge "agenthub_leases" "Runs that this worker owns.";
     Gauge "agenthub_sse_streams" "Open SSE streams of this process.";
     Counter "agenthub_stream_resyncs_total" "Times that every stream read the history again.";

@@ -215,7 +215,9 @@ impl Carrying<'_> {
                     tracing::info!("the run is not this worker's any more");
                     return;
                 }
-                Happening::Told(Signal::Cancel(mode)) => return self.cancel(mode).await,
+                Happening::Told(Signal::Cancel(mode)) => {
+                    return self.cancel(mode, self.run.transition()).await;
+                }
             }
         }
     }
@@ -281,9 +283,10 @@ impl Carrying<'_> {
                 true
             }
             Standing::Cancel(mode) => {
+                let mut transition = self.run.transition();
                 // Declared and not called: it is as if they had not begun.
-                self.progress.unbegin(&begun);
-                self.cancel(mode).await;
+                self.progress.unbegin(&mut transition, &begun);
+                self.cancel(mode, transition).await;
                 false
             }
             Standing::Lost => {
@@ -319,7 +322,7 @@ impl Carrying<'_> {
             tool_name: step.tool.clone(),
             number: self.progress.attempts(step_id),
             args: self.progress.resolve(step, settings.max_args_bytes.0),
-            limit: limit.min(Duration::from_millis(self.run.remaining_ms())),
+            limit: limit.min(self.run.longest_call()),
             max_output_bytes: settings.max_output_bytes.0,
             tenant: self.run.command.spec.tenant.clone(),
             session_id: self.run.command.spec.session_id.clone(),
@@ -337,8 +340,7 @@ impl Carrying<'_> {
 
     /// Ends the run as its client wants: calls under way may end, or are dropped. What they gave is
     /// recorded; nothing new begins.
-    async fn cancel(&mut self, mode: CancelMode) {
-        let mut transition = self.run.transition();
+    async fn cancel(&mut self, mode: CancelMode, mut transition: Transition<'a>) {
         let mut signal = self.run.signal();
         let mut mode = mode;
         while mode == CancelMode::Graceful && !self.running.is_empty() {
@@ -353,7 +355,7 @@ impl Carrying<'_> {
                 }
             }
         }
-        self.progress.forget_running(&mut transition);
+        self.progress.forget_open(&mut transition);
         transition.next = Some(Next::End {
             status: RunStatus::Cancelled,
             data: "{}".to_owned(),

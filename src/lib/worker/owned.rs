@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::watch;
@@ -12,6 +13,9 @@ use crate::kafka::Acknowledged;
 use crate::messages::Command;
 use crate::privacy::DataKey;
 use crate::runs::{Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, Recorded, Transition};
+
+/// Time for a sweeper to end a run whose deadline has come, and for clocks that differ.
+const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 
 /// A random name of one ownership: 128 bits, compared by equality.
 pub(super) fn new_owner() -> String {
@@ -93,6 +97,13 @@ impl Owned {
             .spec
             .deadline_ms
             .saturating_sub(self.context.now_ms())
+    }
+
+    /// The longest that a call may take for the run's sake. It reaches a little beyond the deadline:
+    /// that the run timed out is for the ledger to say, by its own clock, and not for a call that is
+    /// cut off at the same moment to turn into a failure.
+    pub(super) fn longest_call(&self) -> Duration {
+        Duration::from_millis(self.remaining_ms()) + DEADLINE_GRACE
     }
 
     /// The next transition, empty.

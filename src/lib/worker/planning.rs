@@ -239,7 +239,7 @@ impl Planning {
             .settings
             .llm_timeout_ms
             .duration()
-            .min(Duration::from_millis(run.remaining_ms()));
+            .min(run.longest_call());
         let call = tokio::time::timeout(limit, self.llm.chat(request.clone()));
         tokio::pin!(call);
         loop {

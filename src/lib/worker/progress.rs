@@ -145,11 +145,17 @@ impl<'a> Progress<'a> {
     }
 
     /// Declared and not called: no attempt was made.
-    pub(super) fn unbegin(&mut self, steps: &[String]) {
+    pub(super) fn unbegin(&mut self, transition: &mut Transition<'_>, steps: &[String]) {
         for id in steps {
-            if let Some(entry) = self.entries.get_mut(id) {
+            let Some(mut entry) = self.entries.remove(id) else {
+                continue;
+            };
+            entry.attempts -= 1;
+            if entry.attempts == 0 {
+                transition.unset.push(format!("s:{id}"));
+            } else {
                 entry.status = StepStatus::Retrying;
-                entry.attempts -= 1;
+                self.put(transition, id, entry);
             }
         }
     }
@@ -350,8 +356,9 @@ impl<'a> Progress<'a> {
         after
     }
 
-    /// Steps that were dropped in the middle of a call are not told as running for ever.
-    pub(super) fn forget_running(&mut self, transition: &mut Transition<'_>) {
+    /// Steps that were dropped in the middle of a call or wait for another attempt are not told as
+    /// if they went on.
+    pub(super) fn forget_open(&mut self, transition: &mut Transition<'_>) {
         for id in self.with_status(StepStatus::Running) {
             let Some(mut entry) = self.entries.remove(&id) else {
                 continue;
@@ -362,6 +369,14 @@ impl<'a> Progress<'a> {
                 StepStatus::OutcomeUnknown
             };
             entry.code = Some("cancelled".to_owned());
+            entry.ended_ms = Some(self.run.context.now_ms());
+            self.put(transition, &id, entry);
+        }
+        for id in self.with_status(StepStatus::Retrying) {
+            let Some(mut entry) = self.entries.remove(&id) else {
+                continue;
+            };
+            entry.status = StepStatus::Failed;
             entry.ended_ms = Some(self.run.context.now_ms());
             self.put(transition, &id, entry);
         }

@@ -215,6 +215,7 @@ impl Ledger {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // what `record` takes
 pub fn end(status: RunStatus) -> Option<Next> {
     Some(Next::End {
         status,

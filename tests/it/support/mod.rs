@@ -6,8 +6,14 @@ use std::time::{Duration, Instant};
 
 use agenthub::config::{Settings, Source};
 
+pub mod forwarder;
 pub mod ledger;
+mod reaper;
+pub mod records;
+mod settled;
+pub mod sse;
 pub mod stack;
+pub mod web;
 
 /// Secrets of the tests' installations.
 pub const SIGNING: &str = "t1:dGVzdC1zaWduaW5nLXNlY3JldC10ZXN0LXNpZ25pbmctc2VjcmV0";

@@ -1,8 +1,11 @@
 //! An installation of its own: real processes on the shared broker and Redis, in one namespace.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use agenthub::governance::{Keys, NewKey, Role};
@@ -14,12 +17,16 @@ use agenthub::messages::Signer;
 use agenthub::store::Redis;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
-use super::{SIGNING, environment, eventually, namespace, settings};
+use super::sse::{Follow, Frame};
+use super::{SIGNING, environment, eventually, namespace, reaper, settings};
 
 /// One process. It is killed when this is dropped.
 pub struct Process {
     child: Child,
+    /// Its log, and where in it this process begins.
+    log: (PathBuf, u64),
     pub addr: String,
 }
 
@@ -28,6 +35,7 @@ impl Process {
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        reaper::ended(&self.child);
     }
 
     /// Tells it to stop; whether it ended in order.
@@ -40,18 +48,37 @@ impl Process {
                 .unwrap()
                 .success()
         );
-        eventually("the process ends", || {
+        let status = eventually("the process ends", || {
             std::future::ready(self.child.try_wait().unwrap())
         })
-        .await
-        .success()
+        .await;
+        reaper::ended(&self.child);
+        status.success()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        let mut file = File::open(&self.log.0).unwrap();
+        file.seek(SeekFrom::Start(self.log.1)).unwrap();
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The address that it says it listens on.
+    fn listens_on(&self) -> Option<String> {
+        let log = self.log();
+        let after = |name: &str| log.split_once(name).map(|(_, rest)| rest.to_owned());
+        let rest = after("\"listening\":\"").or_else(|| after("\"addr\":\""))?;
+        Some(rest.split_once('"')?.0.to_owned())
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.kill();
+        }
     }
 }
 
@@ -64,6 +91,26 @@ pub struct Stack {
     pub processes: BTreeMap<String, Process>,
     pub api_key: String,
     pub admin_key: String,
+}
+
+/// The address of [`allowing`]'s one page on the address that is refused otherwise.
+pub static ALLOWED_PAGE: LazyLock<std::net::TcpListener> =
+    LazyLock::new(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+
+/// An installation with the defaults, for tests that leave it as it is.
+pub async fn shared() -> &'static Stack {
+    static STACK: OnceCell<Stack> = OnceCell::const_new();
+    STACK.get_or_init(|| Stack::start(&[])).await
+}
+
+/// As [`shared`], with executors that may fetch from [`Web`](super::web::Web) and [`ALLOWED_PAGE`].
+pub async fn allowing() -> &'static Stack {
+    static STACK: OnceCell<Stack> = OnceCell::const_new();
+    let page = ALLOWED_PAGE.local_addr().unwrap();
+    let allow = format!("127.0.0.2,{page}");
+    STACK
+        .get_or_init(|| async { Stack::start(&[("AGENTHUB_FETCH_ALLOW", &allow)]).await })
+        .await
 }
 
 impl Stack {
@@ -92,10 +139,21 @@ impl Stack {
             folder.join("cache").to_str().unwrap().to_owned(),
         );
         default("AGENTHUB_LOG", "info".to_owned());
+        // Tests look again and again; those of the limits set their own.
+        default("AGENTHUB_KEY_LIMITS", "100000/1000".to_owned());
+        default("AGENTHUB_TENANT_LIMITS", "100000/1000".to_owned());
+        // Each process takes a free port, and logs which.
+        default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
+        default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
         let mut stack = Self {
             namespace,
             tenant: "acme".parse().unwrap(),
-            http: Client::builder().no_proxy().build().unwrap(),
+            // An idle connection belongs to the runtime of one test, and a stack may be shared.
+            http: Client::builder()
+                .no_proxy()
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
             environment,
             processes: BTreeMap::new(),
             api_key: String::new(),
@@ -130,67 +188,91 @@ impl Stack {
 
     /// Starts the simulator, and makes it the installation's model.
     pub async fn spawn_simulator(&mut self, args: &[&str]) {
-        let addr = free_address();
-        let mut all = vec!["--addr", &addr];
+        let mut all = vec!["--addr", "127.0.0.1:0"];
         all.extend(args);
-        self.spawn(
-            "llm-sim",
-            env!("CARGO_BIN_EXE_agenthub-llm-sim"),
-            &all,
-            addr.clone(),
-        );
-        self.environment
-            .insert("OPENAI_BASE_URL".into(), format!("http://{addr}/v1"));
-        self.environment
-            .insert("OPENAI_API_KEY".into(), "simulated".into());
+        self.spawn("llm-sim", env!("CARGO_BIN_EXE_agenthub-llm-sim"), &all);
         self.until_ready("llm-sim").await;
+        let addr = self.processes["llm-sim"].addr.clone();
+        self.set("OPENAI_BASE_URL", &format!("http://{addr}/v1"));
+        self.set("OPENAI_API_KEY", "simulated");
     }
 
     /// Starts processes by the names of their binaries, without `agenthub-`, and waits for them. A
     /// suffix such as `-2` makes another one.
     pub async fn spawn_all(&mut self, names: &[&str]) {
         for name in names {
-            let binary = match name.split('-').next().unwrap() {
-                "api" => env!("CARGO_BIN_EXE_agenthub-api"),
-                "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
-                "executor" => env!("CARGO_BIN_EXE_agenthub-executor"),
-                other => panic!("no process {other}"),
-            };
-            let addr = free_address();
-            self.environment
-                .insert("AGENTHUB_API_ADDR".into(), addr.clone());
-            self.environment
-                .insert("AGENTHUB_PROBE_ADDR".into(), addr.clone());
-            self.spawn(name, binary, &[], addr);
+            self.begin(name);
         }
         for name in names {
             self.until_ready(name).await;
         }
     }
 
-    fn spawn(&mut self, name: &str, binary: &str, args: &[&str], addr: String) {
-        let log = std::env::temp_dir().join(format!("{}-{name}.log", self.namespace));
-        let log = std::fs::File::create(log).unwrap();
+    /// Starts a process and does not wait for it.
+    pub fn begin(&mut self, name: &str) {
+        let binary = match name.split('-').next().unwrap() {
+            "api" => env!("CARGO_BIN_EXE_agenthub-api"),
+            "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
+            "executor" => env!("CARGO_BIN_EXE_agenthub-executor"),
+            other => panic!("no process {other}"),
+        };
+        self.spawn(name, binary, &[]);
+    }
+
+    fn spawn(&mut self, name: &str, binary: &str, args: &[&str]) {
+        let path = std::env::temp_dir().join(format!("{}-{name}.log", self.namespace));
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.unwrap();
+        let begins = log.metadata().unwrap().len();
         let child = Command::new(binary)
             .args(args)
             .env_clear()
             .envs(&self.environment)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
-        self.processes
-            .insert(name.to_owned(), Process { child, addr });
+        reaper::started(&child);
+        let process = Process {
+            child,
+            log: (path, begins),
+            addr: String::new(),
+        };
+        self.processes.insert(name.to_owned(), process);
     }
 
-    async fn until_ready(&self, name: &str) {
+    /// Waits until a process listens.
+    pub async fn until_listening(&mut self, name: &str) {
+        let process = self.processes.get_mut(name).unwrap();
+        process.addr = eventually(&format!("{name} listens"), || {
+            assert_eq!(process.child.try_wait().unwrap(), None, "{}", process.log());
+            std::future::ready(process.listens_on())
+        })
+        .await;
+    }
+
+    /// Waits until a process is ready.
+    pub async fn until_ready(&mut self, name: &str) {
+        self.until_listening(name).await;
         let url = format!("http://{}/readyz", self.processes[name].addr);
         eventually(&format!("{name} is ready"), async || {
             let answer = self.http.get(&url).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
         .await;
+    }
+
+    /// Runs the command line in this installation; what it printed.
+    pub async fn command(&self, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
+        command.args(args).env_clear().envs(&self.environment);
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Sets a variable for processes started from now on.
@@ -223,6 +305,12 @@ impl Stack {
         .await
     }
 
+    /// Asks for a run's end.
+    pub async fn cancel(&self, run: &str, mode: &str) -> (StatusCode, Value) {
+        self.post(&format!("/v1/runs/{run}/cancel"), &json!({ "mode": mode }))
+            .await
+    }
+
     pub async fn session(&self) -> String {
         let (status, session) = self.post("/v1/sessions", &json!({})).await;
         assert_eq!(status, StatusCode::CREATED, "{session}");
@@ -249,18 +337,29 @@ impl Stack {
         .await
     }
 
-    /// The events of a run, read from its stream to its end: type and whole event.
-    pub async fn events(&self, run: &str) -> Vec<(String, Value)> {
-        let request = self.request(Method::GET, &format!("/v1/stream?run_id={run}"));
-        let text = request
-            .timeout(Duration::from_secs(30))
-            .send()
+    /// The events of a run, read from its stream to its end.
+    pub async fn events(&self, run: &str) -> Vec<Frame> {
+        self.follow(&format!("run_id={run}"), None)
             .await
-            .unwrap()
-            .text()
+            .rest()
             .await
-            .unwrap();
-        parse_sse(&text)
+    }
+
+    /// Follows a stream: `query` is `run_id=…` or `session_id=…`.
+    pub async fn follow(&self, query: &str, after: Option<&str>) -> Follow {
+        let mut request = self.request(Method::GET, &format!("/v1/stream?{query}"));
+        if let Some(id) = after {
+            request = request.header("Last-Event-ID", id);
+        }
+        Follow::new(request.send().await.unwrap())
+    }
+
+    /// Executes a plan; the run's id.
+    pub async fn execute(&self, session: &str, plan: &Value) -> String {
+        let request = json!({ "session_id": session, "plan": plan });
+        let (status, run) = self.post("/v1/execute", &request).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{run}");
+        run["run_id"].as_str().unwrap().to_owned()
     }
 
     /// A metric's value on a process' probe, summed over the lines that begin with `prefix`.
@@ -282,24 +381,7 @@ impl Stack {
     }
 }
 
-/// The frames of a finished stream that carry events.
-pub fn parse_sse(text: &str) -> Vec<(String, Value)> {
-    let frame = |frame: &str| {
-        let field = |name: &str| {
-            frame
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .map(str::to_owned)
-        };
-        Some((
-            field("event: ")?,
-            serde_json::from_str(&field("data: ")?).ok()?,
-        ))
-    };
-    text.split("\n\n").filter_map(frame).collect()
-}
-
-async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
+pub async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
     let new = NewKey {
         tenant: tenant.clone(),
         name: "test".into(),
@@ -316,12 +398,4 @@ pub async fn body(response: Response) -> (StatusCode, Value) {
         status,
         serde_json::from_str(&text).unwrap_or(Value::String(text)),
     )
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string()
 }

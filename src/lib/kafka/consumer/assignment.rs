@@ -90,6 +90,14 @@ impl Assignment {
         held.map(|p| p.frontier.in_flight()).sum()
     }
 
+    /// Records of all partitions that are not done.
+    pub(super) fn in_flight(&self) -> usize {
+        self.partitions
+            .values()
+            .map(|p| p.frontier.in_flight())
+            .sum()
+    }
+
     /// Records that are remembered over all partitions, done behind an undone one or undone.
     pub(super) fn window(&self) -> usize {
         self.partitions.values().map(|p| p.frontier.window()).sum()

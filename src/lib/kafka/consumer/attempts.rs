@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::record::{Ack, AckSlot, Incoming};
+use crate::messages::Topic;
 
 /// What a consumer does with its records. Called for many records at once.
 #[async_trait]
@@ -23,6 +24,28 @@ pub trait Handler: Send + Sync + 'static {
     /// acknowledged): the offset moves after it. A panic here is a failure, and is tried again
     /// until the consumer stops.
     async fn poisoned(&self, record: Arc<Incoming>, error: String);
+}
+
+/// What a consumer does with records that are many, small, and to be gathered in the order of their
+/// partitions. It has no tasks and no attempts: what it takes is its own until it acknowledges it.
+pub trait Sink: Send + Sync + 'static {
+    /// Takes a record in. Called for each partition in the order of its offsets, on the consumer's
+    /// loop: it must not block, and must not panic. The acknowledgement may come at any time later;
+    /// until then the record counts as in flight.
+    fn take(&self, record: Incoming, ack: Ack);
+
+    /// Says that these partitions are to be given back soon: what was taken of them and is
+    /// acknowledged within the revocation's deadline need not be read again by their next owner.
+    fn revoking(&self, places: &[(Topic, i32)]);
+}
+
+/// Who takes the records.
+#[derive(Clone)]
+pub(super) enum Recipient {
+    /// A task for each record.
+    Tasks(Arc<dyn Handler>),
+    /// All in order.
+    Sink(Arc<dyn Sink>),
 }
 
 /// How often a record is tried.
@@ -104,7 +127,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::messages::{Headers, Topic};
+    use crate::messages::Headers;
 
     /// Panics, returns or acknowledges, by the number of the call.
     struct Scripted {

@@ -1,4 +1,5 @@
-//! The consumer loop: reads the topics of a group and hands each record to a [`Handler`].
+//! The consumer loop: reads the topics of a group and hands each record to a [`Handler`], or all of
+//! them in order to a [`Sink`].
 //!
 //! What it promises:
 //! - Each record is handled at least once. An offset is committed only when it and every record
@@ -28,7 +29,7 @@ use super::client::KafkaSettings;
 use super::producer::ClientError;
 use crate::messages::Topic;
 
-pub use attempts::Handler;
+pub use attempts::{Handler, Sink};
 pub use record::{Ack, Incoming};
 pub use state::{ConsumerSnapshot, ConsumerState};
 
@@ -114,6 +115,30 @@ impl Consumer {
         handler: Arc<dyn Handler>,
         options: ConsumerOptions,
     ) -> Result<Self, ConsumerError> {
+        let recipient = attempts::Recipient::Tasks(handler);
+        Self::create(settings, group, topics, recipient, options)
+    }
+
+    /// As [`Consumer::new`], for records that are gathered rather than handled one by one. The
+    /// options on attempts do not apply.
+    pub fn in_order(
+        settings: &KafkaSettings,
+        group: &str,
+        topics: &[Topic],
+        sink: Arc<dyn Sink>,
+        options: ConsumerOptions,
+    ) -> Result<Self, ConsumerError> {
+        let recipient = attempts::Recipient::Sink(sink);
+        Self::create(settings, group, topics, recipient, options)
+    }
+
+    fn create(
+        settings: &KafkaSettings,
+        group: &str,
+        topics: &[Topic],
+        recipient: attempts::Recipient,
+        options: ConsumerOptions,
+    ) -> Result<Self, ConsumerError> {
         let group = settings.group(group);
         let state = Arc::new(ConsumerState::new(group.clone()));
         let (to_changes, changes) = mpsc::unbounded_channel();
@@ -125,7 +150,7 @@ impl Consumer {
             .map(|topic| (*topic, settings.topic(*topic).into()))
             .collect();
         Ok(Self {
-            run: run::Run::new(client, changes, topics, handler, options, state),
+            run: run::Run::new(client, changes, topics, recipient, options, state),
         })
     }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::rebalance::Revocation;
 use super::assignment::{Assignment, Place};
-use super::attempts::{self, Attempts, Handler};
+use super::attempts::{self, Attempts, Recipient};
 use super::membership::{Change, Client, Member, Membership};
 use super::record::{AckSlot, Done, Incoming};
 use super::state::ConsumerState;
@@ -42,7 +42,7 @@ type Received<'a> = KafkaResult<BorrowedMessage<'a>>;
 pub(super) struct Run {
     member: Member,
     topics: Vec<(Topic, Arc<str>)>,
-    handler: Arc<dyn Handler>,
+    recipient: Recipient,
     options: ConsumerOptions,
     state: Arc<ConsumerState>,
     meters: Meters,
@@ -94,7 +94,7 @@ impl Run {
         client: Client,
         changes: UnboundedReceiver<Change>,
         topics: Vec<(Topic, Arc<str>)>,
-        handler: Arc<dyn Handler>,
+        recipient: Recipient,
         options: ConsumerOptions,
         state: Arc<ConsumerState>,
     ) -> Self {
@@ -106,7 +106,7 @@ impl Run {
                 unanswered: None,
             },
             topics,
-            handler,
+            recipient,
             options,
             meters: Meters::new(state.group()),
             state,
@@ -152,7 +152,7 @@ impl Run {
             let drained = self.tasks.is_empty();
             if self
                 .stop_at
-                .is_some_and(|at| drained || Instant::now() >= at)
+                .is_some_and(|at| self.in_flight() == 0 || Instant::now() >= at)
             {
                 return Ok(());
             }
@@ -191,8 +191,17 @@ impl Run {
         self.stop_at.is_none() && !self.paused && !self.is_full()
     }
 
+    /// Records that someone works on: a task that may have acknowledged its record already, or a
+    /// sink that has not.
+    fn in_flight(&self) -> usize {
+        match &self.recipient {
+            Recipient::Tasks(_) => self.tasks.len(),
+            Recipient::Sink(_) => self.assignment.in_flight(),
+        }
+    }
+
     fn is_full(&self) -> bool {
-        self.tasks.len() >= self.options.max_in_flight.max(1)
+        self.in_flight() >= self.options.max_in_flight.max(1)
             || self.assignment.window() >= MAX_WINDOW
     }
 
@@ -218,17 +227,22 @@ impl Run {
         };
         let record = Incoming::copy(&message, *topic, Arc::clone(name), generation);
         let slot = AckSlot::new(&record, self.to_done.clone());
-        let attempts = Attempts {
-            max: self.options.max_attempts.max(1),
-            backoff: self.options.retry_backoff,
-        };
-        self.tasks.spawn(attempts::run(
-            Arc::clone(&self.handler),
-            Arc::new(record),
-            slot,
-            attempts,
-            self.stopping.clone(),
-        ));
+        match &self.recipient {
+            Recipient::Sink(sink) => sink.take(record, slot.ack()),
+            Recipient::Tasks(handler) => {
+                let attempts = Attempts {
+                    max: self.options.max_attempts.max(1),
+                    backoff: self.options.retry_backoff,
+                };
+                self.tasks.spawn(attempts::run(
+                    Arc::clone(handler),
+                    Arc::new(record),
+                    slot,
+                    attempts,
+                    self.stopping.clone(),
+                ));
+            }
+        }
         self.meters.records.increment(1);
         Ok(())
     }
@@ -236,7 +250,7 @@ impl Run {
     /// After a task ended: forgets those that did, and takes in more when there is room again.
     fn reap(&mut self) {
         while self.tasks.try_join_next().is_some() {}
-        let busy = self.tasks.len();
+        let busy = self.in_flight();
         self.state.set_in_flight(busy);
         if !self.is_full() {
             self.full_since = None;
@@ -266,7 +280,7 @@ impl Run {
         self.state.set_frontier_age(age);
         self.state.set_paused(self.paused);
         self.meters.frontier_age.set(age.as_secs_f64());
-        self.meters.in_flight.set(count(self.tasks.len()));
+        self.meters.in_flight.set(count(self.in_flight()));
         Ok(())
     }
 
@@ -313,7 +327,7 @@ impl Run {
 
     /// Ends what is still running, commits what was done and leaves the group.
     async fn finish(mut self) {
-        let left = self.tasks.len();
+        let left = self.in_flight();
         if left > 0 {
             tracing::warn!(
                 left,

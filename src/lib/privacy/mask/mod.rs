@@ -57,6 +57,16 @@ impl<T: fmt::Display> fmt::Display for Masked<T> {
     }
 }
 
+/// The operator's patterns in the text of a file: one a line; empty lines and those that begin with
+/// `#` are left out.
+pub fn patterns(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// A pattern of the operator that is not a regular expression.
 #[derive(Debug, thiserror::Error)]
 #[error("pattern {number} cannot be used: {reason}")]

@@ -9,6 +9,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Run, count};
 use crate::kafka::consumer::assignment::Place;
+use crate::kafka::consumer::attempts::Recipient;
 use crate::kafka::consumer::membership::Change;
 use crate::kafka::consumer::{ConsumerError, StartFrom};
 use crate::messages::Topic;
@@ -37,6 +38,9 @@ impl Run {
                 } else {
                     self.options.revoke_drain
                 };
+                if let (Recipient::Sink(sink), false) = (&self.recipient, lost) {
+                    sink.revoking(&places);
+                }
                 let now = Instant::now();
                 self.revocation = Some(Revocation {
                     places,

@@ -1,0 +1,40 @@
+//! The indexer of dead letters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::base::Base;
+use super::consumer;
+use crate::config::Settings;
+use crate::dlq::Indexer;
+use crate::kafka::{Consumer, ConsumerOptions, Handler};
+use crate::messages::Topic;
+
+pub(super) const SERVICE: &str = "agenthub-dlq";
+
+/// A letter waits for Redis.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
+    let base = Base::start(SERVICE, &settings, REDIS_TIMEOUT)?;
+    consumer::serve_probes(&base, settings.probe_addr).await?;
+    let indexer: Arc<dyn Handler> = Arc::new(Indexer::new(
+        base.redis.clone(),
+        base.signer.clone(),
+        base.masker.clone(),
+        format!("{SERVICE}@{}", uuid::Uuid::now_v7()),
+        base.shutdown.intake(),
+    ));
+    let options = ConsumerOptions {
+        client_id: SERVICE.to_owned(),
+        max_in_flight: settings.max_in_flight,
+        drain: settings.drain_ms.duration(),
+        ..ConsumerOptions::default()
+    };
+    let kafka = base.kafka.clone();
+    let consumer = consumer::start(&base, move || {
+        let topics = [Topic::DeadLetter];
+        Consumer::new(&kafka, "dlq", &topics, indexer.clone(), options.clone())
+    });
+    consumer.run(base, std::future::pending()).await
+}

@@ -1,0 +1,66 @@
+//! The audit roll-up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::sync::oneshot;
+
+use super::base::Base;
+use super::consumer;
+use crate::config::{Settings, StorageSettings};
+use crate::kafka::{Consumer, ConsumerOptions};
+use crate::messages::Topic;
+use crate::rollup::{Limits, Rollup, Writer};
+use crate::tools::retrieval::storage::Storage;
+
+pub(super) const SERVICE: &str = "agenthub-audit-rollup";
+
+const GROUP: &str = "audit-rollup";
+/// Redis is only watched.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
+    let base = Base::start(SERVICE, &settings, REDIS_TIMEOUT)?;
+    consumer::serve_probes(&base, settings.probe_addr).await?;
+    let storage = Storage::open(&StorageSettings::from(settings.as_ref()))?;
+    let limits = Limits::from(settings.as_ref());
+    let rollup = Rollup::new(base.signer.clone(), limits);
+    let writer = Writer::new(
+        rollup.clone(),
+        &base.kafka,
+        GROUP,
+        storage.store,
+        base.outbox.producer().clone(),
+        base.masker.clone(),
+        base.health.clone(),
+        format!("{SERVICE}@{}", uuid::Uuid::now_v7()),
+    )?;
+    let (to_ended, ended) = oneshot::channel();
+    {
+        let (stopping, end) = (base.shutdown.intake(), base.shutdown.end());
+        // It is not started again: what it holds is not committed, and the next process resumes from
+        // the last marker.
+        base.supervisor.run_once("rollup-writer", async move {
+            let _ = to_ended.send(writer.run(stopping, end).await);
+        });
+    }
+    let options = ConsumerOptions {
+        client_id: SERVICE.to_owned(),
+        max_in_flight: limits.max_in_flight(),
+        drain: settings.drain_ms.duration(),
+        ..ConsumerOptions::default()
+    };
+    let kafka = base.kafka.clone();
+    let consumer = consumer::start(&base, move || {
+        let topics = [Topic::AuditLogs];
+        Consumer::in_order(&kafka, GROUP, &topics, rollup.sink(), options.clone())
+    });
+    let failed = async {
+        match ended.await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) | Err(_) => anyhow!("the writer ended"),
+        }
+    };
+    consumer.run(base, failed).await
+}
