@@ -340,7 +340,7 @@ impl Carrying<'_> {
 
     /// Ends the run as its client wants: calls under way may end, or are dropped. What they gave is
     /// recorded; nothing new begins.
-    async fn cancel(&mut self, mode: CancelMode, mut transition: Transition<'a>) {
+    async fn cancel(&mut self, mode: CancelMode, mut transition: Transition<'_>) {
         let mut signal = self.run.signal();
         let mut mode = mode;
         while mode == CancelMode::Graceful && !self.running.is_empty() {
