@@ -44,6 +44,24 @@ pub struct Processes(BTreeMap<String, Vec<u32>>);
 /// Seconds of CPU by process name.
 pub type CpuSeconds = BTreeMap<String, f64>;
 
+/// Seconds of CPU that this thread has used.
+pub fn thread_cpu_seconds() -> f64 {
+    let times = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = times.split(' ').next().and_then(|n| n.parse::<f64>().ok());
+    nanos.unwrap_or(0.0) / 1e9
+}
+
+/// Seconds of CPU that everything on this machine has used, the time that its host took included.
+pub fn busy_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = stat.lines().next().unwrap_or_default();
+    let ticks = all.split_ascii_whitespace().skip(1).take(8).enumerate();
+    // The fourth and fifth are idle and waiting.
+    let busy = ticks.filter(|(at, _)| !matches!(at, 3 | 4));
+    let busy = busy.filter_map(|(_, ticks)| ticks.parse::<f64>().ok());
+    busy.sum::<f64>() / TICKS_PER_SECOND
+}
+
 impl Processes {
     /// From the pid files of the stack's state folder; this process is `generator`.
     pub fn find(state: &Path) -> Result<Self> {
@@ -61,6 +79,11 @@ impl Processes {
                 .push(pid);
         }
         Ok(Self(all))
+    }
+
+    /// Takes another process for one of the stack's.
+    pub fn add(&mut self, name: &str, pid: u32) {
+        self.0.insert(name.to_owned(), vec![pid]);
     }
 
     /// CPU used so far.

@@ -9,7 +9,7 @@ pub use events::EventStream;
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 /// Where the API is, and as whom to speak to it.
@@ -71,28 +71,40 @@ impl Api {
 impl Session {
     /// Submits the goal to be planned; the run's id.
     pub async fn plan(&mut self) -> Result<String> {
-        submitted(&self.connection.exchange(&self.plan).await?)
+        let answer = self.connection.exchange(&self.plan).await?;
+        answer.expect(202)?.text("run_id")
     }
 
     /// Submits the goal to be planned and executed; the run's id.
     pub async fn run(&mut self) -> Result<String> {
-        submitted(&self.connection.exchange(&self.run).await?)
+        let refused = |answer: Response| anyhow!("refused: {}", answer.describe());
+        self.try_run().await?.map_err(refused)
     }
-}
 
-fn submitted(answer: &Response) -> Result<String> {
-    answer.expect(202)?.text("run_id")
+    /// As [`Session::run`]; an answer other than 202 is no error.
+    pub async fn try_run(&mut self) -> Result<Result<String, Response>> {
+        let answer = self.connection.exchange(&self.run).await?;
+        if answer.status == 202 {
+            Ok(Ok(answer.text("run_id")?))
+        } else {
+            Ok(Err(answer))
+        }
+    }
 }
 
 impl Response {
     fn expect(&self, status: u16) -> Result<&Self> {
         ensure!(
             self.status == status,
-            "expected {status}, got {}: {}",
-            self.status,
-            String::from_utf8_lossy(&self.body)
+            "expected {status}, got {}",
+            self.describe()
         );
         Ok(self)
+    }
+
+    /// Status and body.
+    pub fn describe(&self) -> String {
+        format!("{} {}", self.status, String::from_utf8_lossy(&self.body))
     }
 
     fn text(&self, name: &str) -> Result<String> {

@@ -19,6 +19,7 @@ const KEY: &str = "perf:floor";
 #[derive(Debug)]
 pub struct HttpFloor {
     pub address: SocketAddr,
+    pub pid: u32,
     _process: Child,
 }
 
@@ -38,6 +39,7 @@ impl HttpFloor {
         let address = line.trim().parse().context("the floor's address")?;
         Ok(Self {
             address,
+            pid: process.id().context("the floor ended")?,
             _process: process,
         })
     }

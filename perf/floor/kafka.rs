@@ -1,5 +1,6 @@
 //! Floor (b): a record produced until it is acknowledged, and until a consumer has it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -120,24 +121,37 @@ pub fn consumer(brokers: &str, topic: &str) -> Result<StreamConsumer> {
     Ok(consumer)
 }
 
-/// How many records all topics but the floors' hold.
-pub fn records_of_the_product(brokers: &str) -> Result<i64> {
+/// Records by topic.
+pub type Records = BTreeMap<String, i64>;
+
+/// How many records every topic of the product has had.
+pub fn records_of_the_product(brokers: &str) -> Result<Records> {
     let timeout = Duration::from_secs(5);
     let consumer: StreamConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "perf.watermarks")
         .create()?;
     let metadata = consumer.fetch_metadata(None, timeout)?;
-    let mut records = 0;
+    let mut records = Records::new();
     for topic in metadata.topics() {
         let name = topic.name();
         if name.starts_with("perf.") || name.starts_with("__") {
             continue;
         }
         for partition in topic.partitions() {
-            let (low, high) = consumer.fetch_watermarks(name, partition.id(), timeout)?;
-            records += high - low;
+            let (_, end) = consumer.fetch_watermarks(name, partition.id(), timeout)?;
+            *records.entry(name.to_owned()).or_default() += end;
         }
     }
+    Ok(records)
+}
+
+/// As [`records_of_the_product`], without those of `before`, for topics that have had any since.
+pub fn records_since(brokers: &str, before: &Records) -> Result<Records> {
+    let mut records = records_of_the_product(brokers)?;
+    for (topic, count) in before {
+        records.entry(topic.clone()).and_modify(|all| *all -= count);
+    }
+    records.retain(|_, count| *count > 0);
     Ok(records)
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Stack;
 use crate::client::{EventStream, Session};
 use crate::floor::{kafka, ledger};
-use crate::machine::Processes;
+use crate::machine::{Processes, busy_seconds};
 use crate::report::{Report, Row};
 use crate::samples::Samples;
 
@@ -32,26 +32,39 @@ struct Client {
 struct Outcome {
     samples: Samples,
     failed: usize,
+    refusal: Option<String>,
 }
 
 impl Outcome {
     fn add(&mut self, other: Self) {
         self.samples.append(other.samples);
         self.failed += other.failed;
+        self.refusal = self.refusal.take().or(other.refusal);
     }
 
-    fn count(&mut self, succeeded: bool, took: Duration) {
-        if succeeded {
-            self.samples.push(took);
-        } else {
-            self.failed += 1;
+    /// A run that was due, or submitted, at `since` and has ended.
+    fn count(&mut self, ended: End, since: Instant) {
+        match ended {
+            End::Succeeded => self.samples.push(since.elapsed()),
+            End::Failed => self.failed += 1,
+            End::Refused(answer) => {
+                self.failed += 1;
+                self.refusal.get_or_insert(answer);
+            }
+        }
+    }
+
+    /// What was refused, said once.
+    fn explain(&self, report: &mut Report) {
+        if let Some(refusal) = &self.refusal {
+            report.note(format!("A refusal: `{refusal}`"));
         }
     }
 
     fn failures(&self) -> String {
         match self.failed {
             0 => String::new(),
-            failed => format!(", **{failed} failed**"),
+            failed => format!(", **{failed} refused or failed**"),
         }
     }
 }
@@ -82,8 +95,8 @@ async fn at_rate(clients: Vec<Client>, report: &mut Report) -> Result<Vec<Client
             for number in (first..all).step_by(SESSIONS) {
                 let due = start + every * number;
                 sleep_until(due).await;
-                let succeeded = client.run().await?;
-                outcome.count(succeeded, due.elapsed());
+                let ended = client.run().await?;
+                outcome.count(ended, due);
             }
             anyhow::Ok((outcome, client))
         });
@@ -96,10 +109,12 @@ async fn at_rate(clients: Vec<Client>, report: &mut Report) -> Result<Vec<Client
         )
         .at_most(outcome.samples.p95(), 50.0),
     );
+    outcome.explain(report);
     Ok(clients)
 }
 
 /// Closed loop: every session has one run under way until the time is over.
+#[allow(clippy::cast_precision_loss)] // the counts are far below 2^52
 async fn saturation(
     stack: &Stack,
     clients: Vec<Client>,
@@ -114,18 +129,20 @@ async fn saturation(
     let processes = Processes::find(&stack.state)?;
     let records = kafka::records_of_the_product(&stack.brokers)?;
     let scripts = Scripts::read(&mut redis).await?;
-    let cpu = processes.cpu();
+    let (cpu, busy) = (processes.cpu(), busy_seconds());
     let start = Instant::now();
     let (outcome, clients) = saturate(clients, time).await?;
     let seconds = start.elapsed().as_secs_f64();
-    let cpu_after = processes.cpu();
+    let (cpu_after, busy) = (processes.cpu(), busy_seconds() - busy);
     let scripts = Scripts::read(&mut redis).await?.since(&scripts);
-    let records = kafka::records_of_the_product(&stack.brokers)? - records;
+    let records = kafka::records_since(&stack.brokers, &records)?;
     drop(clients);
 
     floor = f64::midpoint(floor, bare().await?);
-    #[allow(clippy::cast_precision_loss)] // far below 2^52
-    let (runs, records) = (outcome.samples.len() as f64, records as f64);
+    let (runs, all_records) = (
+        outcome.samples.len() as f64,
+        records.values().sum::<i64>() as f64,
+    );
     let rate = runs / seconds;
     report.row(
         Row::context(
@@ -151,24 +168,46 @@ async fn saturation(
         .at_most(scripts.calls / runs, 5.0),
     );
     report.row(
-        Row::context("Kafka records of a run, at saturation", "–".to_owned())
-            .at_most(records / runs, 8.0),
+        Row::context(
+            "Kafka records of a run, at saturation",
+            records
+                .iter()
+                .map(|(topic, count)| format!("{topic} {:.1}", *count as f64 / runs))
+                .collect::<Vec<_>>()
+                .join(", "),
+        )
+        .at_most(all_records / runs, 8.0),
     );
+    outcome.explain(report);
     let mut used: Vec<(String, f64)> = cpu_after
         .into_iter()
         .map(|(name, after)| {
             let before = cpu.get(&name).copied().unwrap_or_default();
-            (name, (after - before) * 1000.0 / runs)
+            (name, after - before)
         })
         .collect();
+    let ours: f64 = used.iter().map(|(_, seconds)| seconds).sum();
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    report.row(Row::context(
+        "cores ÷ CPU time of a run, all processes: runs/s if nothing else ran here",
+        format!(
+            "{:.0}/s, {:.2} ms of CPU a run",
+            cores * runs / ours,
+            ours * 1000.0 / runs
+        ),
+    ));
     used.sort_by(|a, b| b.1.total_cmp(&a.1));
     let used: Vec<String> = used
         .iter()
-        .map(|(name, millis)| format!("{name} {millis:.3}"))
+        .map(|(name, seconds)| format!("{name} {:.3}", seconds * 1000.0 / runs))
         .collect();
     report.note(format!(
         "CPU milliseconds per run at saturation: {}.",
         used.join(", ")
+    ));
+    report.note(format!(
+        "Of the CPU time that this machine spent meanwhile, {:.0} % was that of other programs.",
+        (1.0 - ours / busy).max(0.0) * 100.0
     ));
     Ok(())
 }
@@ -181,8 +220,8 @@ async fn saturate(clients: Vec<Client>, time: Duration) -> Result<(Outcome, Vec<
             let mut outcome = Outcome::default();
             while Instant::now() < end {
                 let since = Instant::now();
-                let succeeded = client.run().await?;
-                outcome.count(succeeded, since.elapsed());
+                let ended = client.run().await?;
+                outcome.count(ended, since);
             }
             anyhow::Ok((outcome, client))
         });
@@ -201,11 +240,25 @@ async fn gather(mut tasks: JoinSet<Result<(Outcome, Client)>>) -> Result<(Outcom
     Ok((all, clients))
 }
 
+/// How a run ended.
+enum End {
+    Succeeded,
+    Failed,
+    Refused(String),
+}
+
 impl Client {
-    /// From the goal to its terminal event; whether it succeeded.
-    async fn run(&mut self) -> Result<bool> {
-        let run = self.session.run().await?;
-        self.events.end_of(&run).await
+    /// From the goal to its terminal event.
+    async fn run(&mut self) -> Result<End> {
+        match self.session.try_run().await? {
+            Ok(run) if self.events.end_of(&run).await? => Ok(End::Succeeded),
+            Ok(_) => Ok(End::Failed),
+            Err(answer) => {
+                // A refusal comes at once: a client that asked again at once would keep others away.
+                sleep(Duration::from_millis(100)).await;
+                Ok(End::Refused(answer.describe()))
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::Stack;
 use crate::client::{Connection, request};
 use crate::floor::http::HttpFloor;
+use crate::machine::{CpuSeconds, Processes};
 use crate::report::{Report, Row};
 use crate::samples::Samples;
 
@@ -24,12 +25,20 @@ const TURN: Duration = Duration::from_millis(2500);
 struct Side {
     samples: Samples,
     seconds: f64,
+    /// Of the server and Redis.
+    cpu: f64,
 }
 
 impl Side {
     #[allow(clippy::cast_precision_loss)] // far below 2^52
     fn per_second(&self) -> f64 {
         self.samples.len() as f64 / self.seconds
+    }
+
+    /// Microseconds of CPU that server and Redis spend on a request.
+    #[allow(clippy::cast_precision_loss)] // far below 2^52
+    fn cpu_micros(&self) -> f64 {
+        self.cpu * 1e6 / self.samples.len() as f64
     }
 
     fn describe(&self) -> String {
@@ -50,15 +59,25 @@ pub async fn measure(stack: &Stack, report: &mut Report) -> Result<()> {
     let reads = Arc::new(stack.api.request("GET", &path, None));
     let floor_reads = Arc::new(request(floor.address, "GET", "/", None, None));
 
+    let mut processes = Processes::find(&stack.state)?;
+    processes.add("floor", floor.pid);
     let (mut product, mut bare) = (Side::default(), Side::default());
     turn(floor.address, &floor_reads, WARM_UP).await?;
     turn(stack.api.address, &reads, WARM_UP).await?;
     for _ in 0..TURNS {
-        for (side, address, reads) in [
-            (&mut bare, floor.address, &floor_reads),
-            (&mut product, stack.api.address, &reads),
+        for (side, server, address, reads) in [
+            (&mut bare, "floor", floor.address, &floor_reads),
+            (&mut product, "api", stack.api.address, &reads),
         ] {
+            let used = |cpu: CpuSeconds| {
+                [server, "redis"]
+                    .iter()
+                    .filter_map(|name| cpu.get(*name))
+                    .sum::<f64>()
+            };
+            let cpu = used(processes.cpu());
             let (samples, seconds) = turn(address, reads, TURN).await?;
+            side.cpu += used(processes.cpu()) - cpu;
             side.samples.append(samples);
             side.seconds += seconds;
         }
@@ -78,6 +97,14 @@ pub async fn measure(stack: &Stack, report: &mut Report) -> Result<()> {
         )
         .floor(format!("{:.2} ms", bare.samples.p99()))
         .at_most(product.samples.p99() / bare.samples.p99(), 3.0),
+    );
+    report.row(
+        Row::context(
+            "the same: CPU of server and Redis for a request ÷ floor (a)",
+            format!("{:.0} µs", product.cpu_micros()),
+        )
+        .floor(format!("{:.0} µs", bare.cpu_micros()))
+        .figure(product.cpu_micros() / bare.cpu_micros()),
     );
     Ok(())
 }
