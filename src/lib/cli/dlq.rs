@@ -192,14 +192,8 @@ fn print_page(view: &View) {
         ""
     };
     row("value", &format!("{} bytes{cut}", view.value_bytes));
-    if let Some(value) = &view.value {
-        println!(
-            "{}",
-            value
-                .lines()
-                .map(|l| format!("    {}\n", line(l)))
-                .collect::<String>()
-        );
+    for text in view.value.iter().flat_map(|value| value.lines()) {
+        println!("    {}", line(text));
     }
 }
 

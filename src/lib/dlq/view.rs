@@ -124,7 +124,13 @@ mod tests {
             run_id: None,
             traceparent: None,
         };
+        // A value so large that the index has only its beginning, which is no JSON any more.
+        let long = format!(r#"{{"password":"sesame","pad":"{}"}}"#, "x".repeat(9000));
+        let mut cut = letter.clone();
+        cut.value = Some(base64(&long));
         let masker = Masker::new(&[]).unwrap();
+        let view = View::new(&IndexedLetter::new(cut, 2, 3), &masker);
+        assert!(view.value_cut && !view.value.unwrap().contains("sesame"));
         let view = View::new(&IndexedLetter::new(letter, 2, 3), &masker);
         let json = serde_json::to_string(&view).unwrap();
         for secret in ["sesame", "example.org", "f00d", &base64("sesame")] {

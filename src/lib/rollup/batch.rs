@@ -150,7 +150,7 @@ mod tests {
         Batches::new(Bounds {
             records: 4,
             bytes: 100,
-            age: Duration::from_secs(60),
+            age: Duration::from_mins(1),
         })
     }
 
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(batches.next_due(), None);
         batches.push(0, EPOCH, 1, 1, now);
         batches.push(1, EPOCH, 5, 1, now + Duration::from_secs(1));
-        let due = now + Duration::from_secs(60);
+        let due = now + Duration::from_mins(1);
         assert_eq!(batches.next_due(), Some(due));
         assert_eq!(taken(batches.take_due(due, false)), [(0, vec![1])]);
 

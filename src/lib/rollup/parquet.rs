@@ -10,6 +10,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
+use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::messages::{AuditDecision, AuditRecord};
 
 /// The time zone of `ts`.
@@ -77,14 +78,14 @@ fn batch(rows: &[Row<'_>]) -> Result<RecordBatch, ParquetError> {
         Arc::new(times),
         text(|r| Some(&r.id)),
         text(|r| Some(&r.action)),
-        text(|r| r.tenant.as_ref().map(|t| t.as_str())),
-        text(|r| r.key_id.as_ref().map(|k| k.as_str())),
+        text(|r| r.tenant.as_ref().map(TenantId::as_str)),
+        text(|r| r.key_id.as_ref().map(KeyId::as_str)),
         text(|r| r.role.as_deref()),
         text(|r| r.method.as_deref()),
         text(|r| r.route.as_deref()),
         Arc::new(status.collect::<Int32Array>()),
-        text(|r| r.session_id.as_ref().map(|s| s.as_str())),
-        text(|r| r.run_id.as_ref().map(|r| r.as_str())),
+        text(|r| r.session_id.as_ref().map(SessionId::as_str)),
+        text(|r| r.run_id.as_ref().map(RunId::as_str)),
         text(|r| r.target.as_deref()),
         text(|r| r.input_hash.as_deref()),
         count(|r| r.input_tokens),

@@ -12,7 +12,7 @@ pub(super) struct Position {
     /// The earliest offset that retention has left.
     start: i64,
     /// The offset that the next record gets.
-    end: i64,
+    pub(super) end: i64,
     /// Where the group goes on, if it ever committed.
     pub(super) committed: Option<i64>,
 }

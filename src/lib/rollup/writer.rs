@@ -28,7 +28,7 @@ const UPLOADS: usize = 8;
 /// Longest pause between two attempts at what failed.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// When nothing is gathered, there is nothing to wait for but a change.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// Why a roll-up must not go on: it would leave a gap that nobody sees.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,8 @@ impl From<RollupError> for Stop {
 struct Chain {
     epoch: Epoch,
     next: i64,
+    /// Others have written on.
+    overtaken: bool,
 }
 
 /// Writes the batches of a [`Rollup`]. There is to be one for each.
@@ -228,6 +230,7 @@ impl Writer {
                 let chain = Chain {
                     epoch: batch.epoch,
                     next: marker.end,
+                    overtaken: false,
                 };
                 self.chains.insert(partition, chain);
                 wrote(&marker, started);
@@ -237,7 +240,9 @@ impl Writer {
             // Another roll-up was first, or this one was and did not hear of it.
             metrics::counter!("agenthub_rollup_markers_total", "outcome" => "taken").increment(1);
             tracing::warn!(partition, start, "the range has a commit marker already");
-            self.chains.remove(&partition);
+            if let Some(chain) = self.chains.get_mut(&partition) {
+                chain.overtaken = true;
+            }
         }
     }
 
@@ -247,26 +252,46 @@ impl Writer {
         batch: &Batch<Entry>,
         end: &CancellationToken,
     ) -> Result<i64, Stop> {
-        let partition = batch.partition;
-        let known = self
-            .chains
-            .get(&partition)
-            .filter(|c| c.epoch == batch.epoch);
-        if let Some(chain) = known {
-            return Ok(chain.next);
-        }
-        // The offset first: whoever committed it had written its marker.
-        let at = self
-            .retry("offsets", end, || self.positions.of(partition))
-            .await?;
-        let last = || self.commits.last(partition, at.committed);
-        let last = self.retry("commit markers", end, last).await?;
-        let next = last.map_or(0, |marker| marker.end);
-        position::check(partition, next, at)?;
-        tracing::info!(partition, next, committed = at.committed, "resuming");
-        let epoch = batch.epoch;
-        self.chains.insert(partition, Chain { epoch, next });
+        let (partition, epoch) = (batch.partition, batch.epoch);
+        let known = self.chains.get(&partition).filter(|c| c.epoch == epoch);
+        let next = match known.copied() {
+            Some(chain) if !chain.overtaken => return Ok(chain.next),
+            Some(chain) => self.last_end(partition, Some(chain.next), end).await?,
+            None => {
+                // The offset first: whoever committed it had written its marker.
+                let ask = || self.positions.of(partition);
+                let at = self.retry("offsets", end, ask).await?;
+                let next = self.last_end(partition, at.committed, end).await?;
+                // Others may have written on since the topic's end was asked for.
+                let at = if at.end < next {
+                    self.retry("offsets", end, ask).await?
+                } else {
+                    at
+                };
+                position::check(partition, next, at)?;
+                tracing::info!(partition, next, committed = at.committed, "resuming");
+                next
+            }
+        };
+        let chain = Chain {
+            epoch,
+            next,
+            overtaken: false,
+        };
+        self.chains.insert(partition, chain);
         Ok(next)
+    }
+
+    /// The end of the last marker in the store, which covers `covered`.
+    async fn last_end(
+        &self,
+        partition: i32,
+        covered: Option<i64>,
+        end: &CancellationToken,
+    ) -> Result<i64, Stop> {
+        let last = || self.commits.last(partition, covered);
+        let last = self.retry("commit markers", end, last).await?;
+        Ok(last.map_or(0, |marker| marker.end))
     }
 
     async fn send_letters(&self, entries: &[Entry], end: &CancellationToken) -> Result<(), Stop> {

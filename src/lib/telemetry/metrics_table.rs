@@ -1,4 +1,4 @@
-//! Every metric, described once. A test holds this table against what the processes emit.
+//! Every metric, described once. `tests/it/documentation.rs` holds this table against the source.
 
 /// What kind of metric it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,6 @@ metrics_table! {
     Histogram "agenthub_queue_wait_ms" "Milliseconds from a run's admission until a worker took it up, by stage.";
     Counter "agenthub_acquires_total" "Commands that a worker looked at, by stage and outcome.";
     Counter "agenthub_sweeper_actions_total" "What the sweeper did, by action.";
-    Counter "agenthub_outbox_records_total" "Records produced from outboxes, by topic and outcome.";
     Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
     Counter "agenthub_dlq_indexed_total" "Dead letters put into the index, by class.";
     Counter "agenthub_rollup_records_total" "Audit records in files that a commit marker lists.";
@@ -58,7 +57,20 @@ metrics_table! {
     Gauge "agenthub_dependency_up" "Whether a dependency was well when it was last looked at.";
     Counter "agenthub_task_restarts_total" "Tasks that panicked and were started again, by task.";
     Counter "agenthub_task_panics_total" "Single pieces of work that panicked, by task.";
-    Counter "agenthub_audit_dropped_total" "Audit records that could not be kept.";
+    Counter "agenthub_outbox_removals_dropped_total" "Acknowledged outbox entries whose removal was left to the sweeper.";
+    Gauge "agenthub_consumer_assigned_partitions" "Partitions that this consumer has, by group.";
+    Gauge "agenthub_consumer_in_flight" "Records that this consumer is handling, by group.";
+    Gauge "agenthub_consumer_frontier_age_seconds" "Seconds since the oldest record under way was received, by group.";
+    Gauge "agenthub_consumer_lag" "Records behind the end of the partition, by group, topic and partition.";
+    Counter "agenthub_consumer_records_total" "Records received, by group.";
+    Counter "agenthub_consumer_rebalances_total" "Changes of the assignment, by group and kind.";
+    Counter "agenthub_consumer_panics_total" "Attempts at a record that panicked, by group.";
+    Counter "agenthub_consumer_poisoned_total" "Records that were given up after every attempt failed, by group.";
+    Counter "agenthub_consumer_commit_errors_total" "Commits that the broker refused, by group.";
+    Counter "agenthub_kafka_produce_total" "Records produced, by topic and outcome.";
+    Histogram "agenthub_kafka_produce_seconds" "Seconds until a record was acknowledged, by topic.";
+    Counter "agenthub_kafka_client_errors_total" "Errors that a Kafka client reported.";
+    Gauge "agenthub_kafka_up" "Whether this client sees a broker.";
     Gauge "agenthub_build_info" "1, with the version and the service as labels.";
 }
 

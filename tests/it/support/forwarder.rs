@@ -1,18 +1,25 @@
-//! A TCP forwarder that can be cut, between a process and what it depends on.
+//! A TCP forwarder between a process and what it depends on, which can be cut or made to stall.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Open,
+    Stalled,
+    Cut,
+}
+
 /// Forwards connections to one address. Ends when this is dropped.
 pub struct Forwarder {
     pub addr: SocketAddr,
-    open: watch::Sender<bool>,
+    line: watch::Sender<Line>,
     received: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -21,28 +28,28 @@ impl Forwarder {
     pub async fn to(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (open, is_open) = watch::channel(true);
+        let (line, state) = watch::channel(Line::Open);
         let received = Arc::new(AtomicUsize::new(0));
         let counter = received.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                if !*is_open.borrow() {
+                if *state.borrow() == Line::Cut {
                     continue; // closed at once
                 }
-                let (target, mut is_open) = (target.clone(), is_open.clone());
-                let counter = counter.clone();
+                let (target, counter) = (target.clone(), counter.clone());
+                let (line, mut cut) = (state.clone(), state.clone());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = forward(client, &target, &counter) => {}
-                        _ = is_open.wait_for(|open| !open) => {}
+                        () = forward(client, &target, line, &counter) => {}
+                        _ = cut.wait_for(|line| *line == Line::Cut) => {}
                     }
                 });
             }
         });
         Self {
             addr,
-            open,
+            line,
             received,
             task,
         }
@@ -50,11 +57,17 @@ impl Forwarder {
 
     /// Breaks every connection and lets none come about until [`Forwarder::restore`].
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.line.send_replace(Line::Cut);
+    }
+
+    /// Keeps connections, and lets new ones come about, but no byte passes until
+    /// [`Forwarder::restore`].
+    pub fn stall(&self) {
+        self.line.send_replace(Line::Stalled);
     }
 
     pub fn restore(&self) {
-        self.open.send_replace(true);
+        self.line.send_replace(Line::Open);
     }
 
     /// Bytes that the target was sent.
@@ -66,33 +79,43 @@ impl Forwarder {
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.task.abort();
-        self.open.send_replace(false);
+        self.cut();
     }
 }
 
-async fn forward(client: TcpStream, target: &str, received: &AtomicUsize) {
+async fn forward(
+    client: TcpStream,
+    target: &str,
+    line: watch::Receiver<Line>,
+    received: &AtomicUsize,
+) {
     let Ok(server) = TcpStream::connect(target).await else {
         return;
     };
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let there = async {
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            match from_client.read(&mut buffer).await {
-                Ok(n) if n > 0 && to_server.write_all(&buffer[..n]).await.is_ok() => {
-                    received.fetch_add(n, Ordering::SeqCst);
-                }
-                _ => return,
-            }
-        }
-    };
-    let back = async {
-        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
-    };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
     // A side that closes closes the other.
     tokio::select! {
-        () = there => {}
-        () = back => {}
+        () = copy(from_client, to_server, line.clone(), Some(received)) => {}
+        () = copy(from_server, to_client, line, None) => {}
+    }
+}
+
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut line: watch::Receiver<Line>,
+    counter: Option<&AtomicUsize>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if line.wait_for(|line| *line == Line::Open).await.is_err()
+            || to.write_all(&buffer[..n]).await.is_err()
+        {
+            return;
+        }
+        if let Some(counter) = counter {
+            counter.fetch_add(n, Ordering::SeqCst);
+        }
     }
 }

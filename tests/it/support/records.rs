@@ -13,8 +13,6 @@ use super::stack::Stack;
 /// A record.
 #[derive(Debug, Clone)]
 pub struct Found {
-    pub partition: i32,
-    pub offset: i64,
     pub key: Vec<u8>,
     pub value: Vec<u8>,
     pub headers: BTreeMap<String, Vec<u8>>,
@@ -73,8 +71,6 @@ fn read(brokers: &str, topic: &str) -> Vec<Found> {
         let record = record.unwrap();
         let headers = record.headers().into_iter().flat_map(Headers::iter);
         found.push(Found {
-            partition: record.partition(),
-            offset: record.offset(),
             key: record.key().unwrap_or_default().to_vec(),
             value: record.payload().unwrap_or_default().to_vec(),
             headers: headers

@@ -38,16 +38,15 @@ impl Process {
         reaper::ended(&self.child);
     }
 
-    /// Tells it to stop; whether it ended in order.
-    pub async fn stop(&mut self) -> bool {
+    /// Tells it to stop.
+    pub fn tell_to_stop(&self) {
         let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(told.unwrap().success());
+    }
+
+    /// Waits until it has stopped; whether in order.
+    pub async fn stopped(&mut self) -> bool {
         let status = eventually("the process ends", || {
             std::future::ready(self.child.try_wait().unwrap())
         })

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, watch};
 use tokio::task::JoinHandle;
 
 /// What a request is answered.
@@ -25,6 +25,8 @@ pub enum Reply {
     Later(Duration, &'static str),
     /// A page, once another such request is there too.
     Meeting(&'static str),
+    /// A page, once the test calls [`Web::release`].
+    Held(&'static str),
     /// Nothing, ever: the connection stays open.
     Never,
 }
@@ -35,6 +37,7 @@ struct Shared {
     hits: Mutex<HashMap<String, usize>>,
     script: Script,
     meeting: Barrier,
+    released: watch::Sender<bool>,
 }
 
 /// The server. It ends when this is dropped.
@@ -61,6 +64,7 @@ impl Web {
             hits: Mutex::default(),
             script: Box::new(script),
             meeting: Barrier::new(2),
+            released: watch::Sender::new(false),
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -69,6 +73,11 @@ impl Web {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
+    }
+
+    /// Lets every held answer go, now and from now on.
+    pub fn release(&self) {
+        self.shared.released.send_replace(true);
     }
 
     /// Requests for a path so far.
@@ -111,6 +120,11 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
         }
         Reply::Meeting(page) => {
             shared.meeting.wait().await;
+            html(page)
+        }
+        Reply::Held(page) => {
+            let mut released = shared.released.subscribe();
+            released.wait_for(|released| *released).await.unwrap();
             html(page)
         }
         Reply::Never => std::future::pending().await,

@@ -91,17 +91,21 @@ impl Live {
 
     /// Events were missed: what is running is not known any more.
     pub fn forget(&mut self) {
-        for bar in std::mem::take(&mut self.running).into_values() {
-            self.take_away(&bar);
-        }
+        self.clear();
         (self.steps, self.done) = (None, 0);
         self.show_progress();
     }
 
     /// Leaves the lines and takes the spinners away.
     pub fn close(&mut self) {
-        self.forget();
+        self.clear();
         self.take_away(&self.run);
+    }
+
+    fn clear(&mut self) {
+        for bar in std::mem::take(&mut self.running).into_values() {
+            self.take_away(&bar);
+        }
     }
 
     /// The bar of a step, which may be new.

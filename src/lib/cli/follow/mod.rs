@@ -1,5 +1,6 @@
 //! Following a run to its end.
 
+mod brief;
 mod lines;
 mod live;
 mod report;

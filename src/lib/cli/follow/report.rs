@@ -5,15 +5,12 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value};
 
+use super::brief::brief;
 use super::{End, View, read_run};
 use crate::cli::client::{Client, Failure, Run, Step};
 use crate::cli::output::{
-    cut, duration, failure, json_line, ms_between, one_line, printable, table, usage,
+    duration, failure, json_line, ms_between, one_line, printable, table, usage,
 };
-
-/// Lines of one step's output that are shown.
-const MOST_LINES: usize = 16;
-const MOST_WIDTH: usize = 160;
 
 /// Reports the end of a run and maps it to an exit code: 0 when it succeeded.
 pub async fn finish(
@@ -102,7 +99,7 @@ fn result(run: &Run) -> String {
     let part = |name| run.result.as_ref().and_then(|result| result.get(name));
     let answer = part("answer").and_then(Value::as_str);
     let outputs = part("outputs").and_then(Value::as_object).unwrap_or(&empty);
-    let mut text = String::new();
+    let (mut text, mut shortened) = (String::new(), false);
     if let Some(answer) = answer {
         _ = writeln!(text, "{}", printable(answer).trim_end());
     }
@@ -111,22 +108,18 @@ fn result(run: &Run) -> String {
             text.push('\n');
         }
         _ = writeln!(text, "{}:", one_line(step, 64));
-        let shown = match output {
-            Value::String(output) => output.clone(),
-            output => serde_json::to_string_pretty(output).unwrap_or_default(),
-        };
-        let shown = printable(&shown);
-        for line in shown.lines().take(MOST_LINES) {
-            _ = writeln!(text, "  {}", cut(line, MOST_WIDTH));
+        let (lines, cut) = brief(output);
+        for line in lines.lines() {
+            _ = writeln!(text, "  {line}");
         }
-        let more = shown.lines().count().saturating_sub(MOST_LINES);
-        if more > 0 {
-            _ = writeln!(
-                text,
-                "  … {more} more lines: agenthub runs show {} --json",
-                run.run_id
-            );
-        }
+        shortened |= cut;
+    }
+    if shortened {
+        _ = writeln!(
+            text,
+            "\nShortened; all of it: agenthub runs show {} --json",
+            one_line(&run.run_id, 64)
+        );
     }
     text
 }
@@ -232,9 +225,7 @@ mod tests {
 ROAS is 3.2\u{fffd}[0m.
 
 s1:
-  {
-    \"roas\": 3.2
-  }
+  roas: 3.2
 
 s2:
   a
@@ -247,14 +238,11 @@ s2:
     }
 
     #[test]
-    fn a_long_output_is_cut() {
+    fn where_something_is_left_out_it_says_where_to_find_it() {
         let long = vec!["x"; 100].join("\n");
         let text = result(&run(&json!({"result": {"outputs": {"s1": long}}})));
-        assert_eq!(text.lines().count(), 1 + MOST_LINES + 1);
-        assert!(
-            text.ends_with("  … 84 more lines: agenthub runs show run_1 --json\n"),
-            "{text}"
-        );
+        let end = "  … 88 more lines\n\nShortened; all of it: agenthub runs show run_1 --json\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -1,0 +1,404 @@
+//! The audit roll-up against a real broker and a folder: each record is in the listed files once,
+//! whatever dies when.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agenthub::ids::TenantId;
+use agenthub::kafka::admin::Admin;
+use agenthub::kafka::catalogue::Catalogue;
+use agenthub::kafka::consumer::ConsumerState;
+use agenthub::kafka::{Ack, Consumer, ConsumerOptions, Handler, Incoming, KafkaSettings, Producer};
+use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic};
+use agenthub::privacy::mask::Masker;
+use agenthub::rollup::{Commits, Limits, Marker, Rollup, RollupError, Writer};
+use agenthub::runtime::Health;
+use async_trait::async_trait;
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::record::RowAccessor;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(40);
+const PARTITIONS: i32 = 3;
+const GROUP: &str = "audit-rollup";
+const OTHER_GROUP: &str = "other-rollup";
+/// 2026-02-03T04:00:00Z.
+const HOUR: u64 = 1_770_091_200_000;
+
+fn signer(secret: &str) -> Signer {
+    Signer::parse(&format!("k1:{secret}")).unwrap()
+}
+
+const OURS: &str = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
+const FOREIGN: &str = "YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=";
+
+/// Topics and a storage folder of a test's own.
+struct Fixture {
+    kafka: KafkaSettings,
+    producer: Producer,
+    folder: tempfile::TempDir,
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let kafka = KafkaSettings {
+            brokers: std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS names the test broker"),
+            namespace: format!("it-{:016x}", rand::random::<u64>()),
+            properties: vec!["heartbeat.interval.ms=200".to_owned()],
+            consumer_protocol: false,
+            produce_timeout: Duration::from_secs(10),
+        };
+        let mut catalogue = Catalogue::embedded(true).unwrap();
+        let wanted = [Topic::AuditLogs, Topic::DeadLetter];
+        catalogue.topics.retain(|spec| wanted.contains(&spec.topic));
+        let admin = Admin::new(&kafka).unwrap();
+        admin.apply(&catalogue, false).await.unwrap();
+        let producer = Producer::new(&kafka, signer(OURS), "it").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+        Self {
+            kafka,
+            producer,
+            folder,
+            store,
+        }
+    }
+
+    /// Produces records `from..to`, of two tenants, nobody, and two hours.
+    async fn produce(&self, numbers: std::ops::Range<u64>) {
+        let records: Vec<Outgoing> = numbers.map(record).collect();
+        for result in self.producer.publish_all(&records).await {
+            result.unwrap();
+        }
+    }
+
+    fn start(&self, group: &'static str, limits: Limits) -> Member {
+        let rollup = Rollup::new(signer(OURS), limits);
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let writer = Writer::new(
+            rollup.clone(),
+            &self.kafka,
+            group,
+            self.store.clone(),
+            self.producer.clone(),
+            Arc::new(Masker::new(&[]).unwrap()),
+            Health::new(&[]),
+            "it".to_owned(),
+        );
+        let writer = tokio::spawn(writer.unwrap().run(stop.clone(), end.clone()));
+        let options = ConsumerOptions {
+            max_in_flight: limits.max_in_flight(),
+            ..ConsumerOptions::default()
+        };
+        let topics = [Topic::AuditLogs];
+        let consumer = Consumer::in_order(&self.kafka, group, &topics, rollup.sink(), options);
+        let consumer = consumer.unwrap();
+        let state = consumer.state();
+        let token = stop.clone();
+        let consumer = tokio::spawn(async move { consumer.run(token).await.unwrap() });
+        Member {
+            state,
+            consumer,
+            writer,
+            stop,
+            end,
+        }
+    }
+
+    async fn markers(&self) -> Vec<Marker> {
+        let commits = Commits::new(self.store.clone(), self.kafka.topic(Topic::AuditLogs));
+        let mut markers = Vec::new();
+        for partition in 0..PARTITIONS {
+            let chain = commits.all(partition).await.unwrap();
+            let mut next = 0;
+            for marker in &chain {
+                assert_eq!(marker.start, next, "{marker:?}");
+                next = marker.end;
+            }
+            markers.extend(chain);
+        }
+        markers
+    }
+
+    /// Waits until the listed files hold `count` records.
+    async fn written(&self, count: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let files = self.markers().await.into_iter().flat_map(|m| m.files);
+            let records: usize = files.map(|file| file.records).sum();
+            if records >= count {
+                assert_eq!(records, count);
+                return;
+            }
+            assert!(Instant::now() < deadline, "{records} of {count} records");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Records that a group has not committed.
+    async fn lag(&self, group: &str) -> i64 {
+        let mut catalogue = Catalogue::embedded(true).unwrap();
+        catalogue
+            .topics
+            .retain(|spec| spec.topic == Topic::AuditLogs);
+        catalogue.topics[0].consumers = vec![group.to_owned()];
+        let admin = Admin::new(&self.kafka).unwrap();
+        admin.describe(&catalogue).await.unwrap().topics[0].groups[0].lag
+    }
+
+    async fn caught_up(&self, group: &str, member: &Member) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.lag(group).await > 0 {
+            assert!(!member.writer.is_finished(), "{group}: the writer ended");
+            assert!(Instant::now() < deadline, "{group} is behind");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How often each id is in the listed files; each row is checked against its place.
+    async fn rows(&self) -> BTreeMap<String, usize> {
+        let mut rows = BTreeMap::new();
+        for file in self.markers().await.into_iter().flat_map(|m| m.files) {
+            let content = std::fs::read(self.folder.path().join(&file.path)).unwrap();
+            let content = Bytes::from(content);
+            let reader = ParquetRecordBatchReaderBuilder::try_new(content.clone()).unwrap();
+            let records: usize = reader.build().unwrap().map(|b| b.unwrap().num_rows()).sum();
+            assert_eq!(records, file.records);
+            let reader = parquet::file::reader::SerializedFileReader::new(content).unwrap();
+            for row in parquet::file::reader::FileReader::get_row_iter(&reader, None).unwrap() {
+                let row = row.unwrap();
+                let id = row.get_string(1).unwrap();
+                let number: u64 = id.parse().unwrap();
+                let tenant = match tenant(number) {
+                    Some(tenant) => format!("tenant={tenant}/"),
+                    None => "tenant=__HIVE_DEFAULT_PARTITION__/".to_owned(),
+                };
+                let hour = format!("audit/date=2026-02-03/hour={:02}/", 4 + number % 2);
+                assert!(
+                    file.path.starts_with(&format!("{hour}{tenant}")),
+                    "{} {id}",
+                    file.path
+                );
+                *rows.entry(id.clone()).or_default() += 1;
+            }
+        }
+        rows
+    }
+
+    async fn each_once(&self, count: u64) {
+        let rows = self.rows().await;
+        let expected: BTreeMap<String, usize> = (0..count).map(|n| (n.to_string(), 1)).collect();
+        assert!(rows == expected, "{} ids of {count}", rows.len());
+    }
+}
+
+fn tenant(number: u64) -> Option<&'static str> {
+    [Some("acme"), Some("globex"), None][usize::try_from(number % 3).unwrap()]
+}
+
+fn record(number: u64) -> Outgoing {
+    let tenant = tenant(number);
+    let value = serde_json::json!({
+        "v": 1, "id": number.to_string(), "ts": HOUR + (number % 2) * 3_600_000,
+        "action": "request", "tenant": tenant, "decision": "allowed", "status": 202,
+    });
+    Outgoing {
+        topic: Topic::AuditLogs,
+        // Spread over the partitions, whatever the tenant.
+        key: number.to_string(),
+        ce_id: number.to_string(),
+        ce_type: "agenthub.audit".to_owned(),
+        tenant: tenant.map_or_else(TenantId::system, |t| t.parse().unwrap()),
+        run_id: None,
+        not_after_ms: None,
+        traceparent: None,
+        value: value.to_string().into(),
+    }
+}
+
+/// A roll-up process.
+struct Member {
+    state: Arc<ConsumerState>,
+    consumer: JoinHandle<()>,
+    writer: JoinHandle<Result<(), RollupError>>,
+    stop: CancellationToken,
+    end: CancellationToken,
+}
+
+impl Member {
+    /// Waits until it holds `count` records that it has not written.
+    async fn has_taken(&self, count: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.state.snapshot().in_flight != count {
+            assert!(Instant::now() < deadline, "{:?}", self.state.snapshot());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.consumer.await.unwrap();
+        self.end.cancel();
+        self.writer.await.unwrap().unwrap();
+    }
+
+    /// Ends it wherever it is.
+    async fn kill(self) {
+        self.writer.abort();
+        self.consumer.abort();
+        assert!(self.consumer.await.unwrap_err().is_cancelled());
+    }
+}
+
+fn limits(max_records: usize, max_age_ms: u64) -> Limits {
+    Limits {
+        max_records,
+        max_age: Duration::from_millis(max_age_ms),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_record_is_written_once_over_a_crash_and_a_stop() {
+    let fixture = Fixture::new().await;
+    fixture.produce(0..2_000).await;
+    // Small batches, so that the kill comes between two of them.
+    let first = fixture.start(GROUP, limits(150, 60_000));
+    let deadline = Instant::now() + DEADLINE;
+    while fixture.markers().await.len() < 4 {
+        assert!(Instant::now() < deadline, "nothing is written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    first.kill().await;
+    fixture.produce(2_000..2_500).await;
+    // Other boundaries than before: what the first one wrote behind its commits is not written again.
+    let second = fixture.start(GROUP, limits(700, 100));
+    fixture.written(2_500).await;
+    fixture.each_once(2_500).await;
+
+    // A stop writes what was gathered, long before its age.
+    second.stop().await;
+    let third = fixture.start(GROUP, limits(100_000, 3_600_000));
+    fixture.produce(2_500..2_600).await;
+    let markers = fixture.markers().await.len();
+    third.has_taken(100).await;
+    assert_eq!(fixture.markers().await.len(), markers);
+    third.stop().await;
+    fixture.each_once(2_600).await;
+    assert_eq!(fixture.lag(GROUP).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_fight_leave_one_truth() {
+    let fixture = Fixture::new().await;
+    fixture.produce(0..1_000).await;
+    // In groups of their own, so that both read every partition from its start.
+    let one = fixture.start(GROUP, limits(90, 30));
+    let other = fixture.start(OTHER_GROUP, limits(110, 20));
+    fixture.written(1_000).await;
+    fixture.produce(1_000..2_000).await;
+    fixture.written(2_000).await;
+    // Each has found every record written, by itself or by the other.
+    fixture.caught_up(GROUP, &one).await;
+    fixture.caught_up(OTHER_GROUP, &other).await;
+    one.stop().await;
+    other.stop().await;
+    fixture.each_once(2_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_to_be_believed_is_a_dead_letter() {
+    let fixture = Fixture::new().await;
+    let rollup = fixture.start(GROUP, limits(100, 50));
+    fixture.produce(0..10).await;
+    let broken = Outgoing {
+        value: Bytes::from_static(b"\xff not JSON"),
+        ..record(3)
+    };
+    let broken = fixture.producer.publish(&broken).await.unwrap();
+    let foreign = Producer::new(&fixture.kafka, signer(FOREIGN), "foreign").unwrap();
+    let foreign = foreign.publish(&record(4)).await.unwrap();
+
+    let (letters, mut received) = mpsc::unbounded_channel();
+    let topics = [Topic::DeadLetter];
+    let handler = Arc::new(Letters(letters));
+    let reader = Consumer::new(
+        &fixture.kafka,
+        "dlq",
+        &topics,
+        handler,
+        ConsumerOptions::default(),
+    );
+    let stop = CancellationToken::new();
+    let reader = tokio::spawn(reader.unwrap().run(stop.clone()));
+    let mut found = BTreeMap::new();
+    while found.len() < 2 {
+        let letter = tokio::time::timeout(DEADLINE, received.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(letter.topic, fixture.kafka.topic(Topic::AuditLogs));
+        let place = (letter.partition, letter.offset);
+        found.insert(place, (letter.class, letter.value.unwrap()));
+    }
+    let (class, value) = &found[&(broken.partition, broken.offset)];
+    assert_eq!(
+        (*class, value.as_str()),
+        (FailureClass::Undecodable, "/yBub3QgSlNPTg==")
+    );
+    assert_eq!(
+        found[&(foreign.partition, foreign.offset)].0,
+        FailureClass::Unsigned
+    );
+
+    stop.cancel();
+    reader.await.unwrap().unwrap();
+    fixture.written(10).await;
+    rollup.stop().await;
+    fixture.each_once(10).await;
+    let markers = fixture.markers().await;
+    assert_eq!(markers.iter().map(|m| m.dead_letters).sum::<usize>(), 2);
+    assert_eq!(fixture.lag(GROUP).await, 0);
+}
+
+struct Letters(mpsc::UnboundedSender<DeadLetter>);
+
+#[async_trait]
+impl Handler for Letters {
+    async fn handle(&self, record: Arc<Incoming>, ack: Ack) {
+        let value = record.value.as_deref().unwrap();
+        self.0.send(serde_json::from_slice(value).unwrap()).unwrap();
+        ack.done();
+    }
+
+    async fn poisoned(&self, _: Arc<Incoming>, error: String) {
+        panic!("{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_markers_are_noticed_and_nothing_is_passed_over() {
+    let fixture = Fixture::new().await;
+    fixture.produce(0..30).await;
+    let rollup = fixture.start(GROUP, limits(100, 20));
+    fixture.written(30).await;
+    rollup.stop().await;
+    std::fs::remove_dir_all(fixture.folder.path().join("audit/_commits")).unwrap();
+    fixture.produce(30..60).await;
+    let rollup = fixture.start(GROUP, limits(100, 20));
+    let outcome = tokio::time::timeout(DEADLINE, rollup.writer).await.unwrap();
+    let error = outcome.unwrap().unwrap_err();
+    assert!(
+        matches!(error, RollupError::Ahead { written: 0, .. }),
+        "{error}"
+    );
+    assert_eq!(fixture.markers().await, []);
+    rollup.stop.cancel();
+    rollup.consumer.abort();
+}
