@@ -1,0 +1,146 @@
+//! Measures AgentHub against floors that do only the unavoidable I/O; see `perf/run`.
+//!
+//! Every comparison is a ratio of two figures of one run, taken in turns, since absolute figures of a
+//! shared machine say little.
+
+mod client;
+mod floor;
+mod machine;
+mod report;
+mod samples;
+mod scenario;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use client::Api;
+use machine::Processes;
+use report::{Report, Row};
+use scenario::{Stack, load, lone, masking, read};
+
+/// Measures a running stack. `perf/run` starts one and calls this.
+#[derive(Debug, Parser)]
+#[command(name = "perf")]
+struct Args {
+    /// Measure only these.
+    parts: Vec<Part>,
+    /// The API.
+    #[arg(long, env = "AGENTHUB_URL", default_value = "")]
+    url: String,
+    /// A key of it.
+    #[arg(
+        long,
+        env = "AGENTHUB_CLIENT_KEY",
+        default_value = "",
+        hide_env_values = true
+    )]
+    key: String,
+    /// The stack's Kafka.
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "")]
+    brokers: String,
+    /// The stack's Redis.
+    #[arg(long, env = "REDIS_URL", default_value = "")]
+    redis: String,
+    /// The stack's state folder.
+    #[arg(long, env = "STACK_STATE", default_value = ".agenthub/perf")]
+    state: PathBuf,
+    /// Seconds of saturation.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Write the table to this file.
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Be the floor (a) until the input ends.
+    #[arg(long, hide = true)]
+    serve_floor: bool,
+    /// What `cargo bench` passes.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Masking, which needs no stack.
+    Masking,
+    /// Reads of a session.
+    Read,
+    /// One plan or run at a time.
+    Lone,
+    /// Many runs at once.
+    Load,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    if args.serve_floor {
+        return floor::http::serve(&args.redis).await;
+    }
+    let machine = machine::describe();
+    println!("{machine}");
+    let mut report = Report::default();
+    let measured = measure(&args, &mut report).await;
+    println!("\n{}", report.table());
+    measured?;
+    if let Some(path) = &args.results {
+        report.write(path, &machine)?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+async fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
+    if args.parts != [Part::Masking] {
+        let stack = Stack {
+            api: Api::new(&args.url, args.key.clone())?,
+            brokers: args.brokers.clone(),
+            redis_url: args.redis.clone(),
+            state: args.state.clone(),
+        };
+        idle(&stack, report)?;
+        if wanted(Part::Read) {
+            let reading = read::measure(&stack, report);
+            bounded(60, reading).await.context("reads")?;
+        }
+        if wanted(Part::Lone) {
+            let alone = lone::measure(&stack, report);
+            bounded(120, alone).await.context("lone runs")?;
+        }
+        if wanted(Part::Load) {
+            let time = Duration::from_secs(args.seconds);
+            let loading = load::measure(&stack, time, report);
+            bounded(120 + args.seconds, loading).await.context("load")?;
+        }
+    }
+    if wanted(Part::Masking) {
+        masking::measure(report)?;
+    }
+    Ok(())
+}
+
+/// Memory before any load.
+fn idle(stack: &Stack, report: &mut Report) -> Result<()> {
+    let processes = Processes::find(&stack.state)?;
+    for name in ["api", "planner", "executor"] {
+        let resident = processes.resident_mib(name);
+        report.row(
+            Row::context(
+                &format!("resident memory of an idle {name} in MiB"),
+                format!("{resident:.1} MiB"),
+            )
+            .at_most(resident, 40.0),
+        );
+    }
+    Ok(())
+}
+
+/// A measurement that hangs is a failed one.
+async fn bounded(seconds: u64, measuring: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::time::timeout(Duration::from_secs(seconds), measuring)
+        .await
+        .context("took too long")?
+}

@@ -1,0 +1,20 @@
+//! What is measured.
+
+pub mod load;
+pub mod lone;
+pub mod masking;
+pub mod read;
+
+use std::path::PathBuf;
+
+use crate::client::Api;
+
+/// The running stack.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    pub api: Api,
+    pub brokers: String,
+    pub redis_url: String,
+    /// Its state folder.
+    pub state: PathBuf,
+}
