@@ -155,20 +155,84 @@ async fn an_expired_lease_is_taken_over_through_the_sweeper() {
 async fn a_command_that_never_gets_on_is_given_up() {
     let ledger = Ledger::new(&[]).await;
     let run = ledger.admit().await;
-    for _ in 0..3 {
-        let outcome = ledger
-            .acquire_for(&run, "same", CommandKind::Plan, 1)
-            .await
-            .outcome;
-        assert!(matches!(outcome, Outcome::Acquired | Outcome::Resumed));
+    for owner in ["a", "b", "c"] {
+        let outcome = eventually("the lease before expires", async || {
+            let acquired = ledger.acquire_for(&run, owner, CommandKind::Plan, 1).await;
+            (acquired.outcome != Outcome::Busy).then_some(acquired.outcome)
+        });
+        assert!(matches!(
+            outcome.await,
+            Outcome::Acquired | Outcome::Resumed
+        ));
+        // What only repeats the past is no progress.
+        ledger.record(&run, owner, 1, None).await;
     }
-    assert_eq!(
+    let outcome = eventually("the lease before expires", async || {
+        let acquired = ledger.acquire(&run, "d", CommandKind::Plan).await;
+        (acquired.outcome != Outcome::Busy).then_some(acquired.outcome)
+    });
+    assert_eq!(outcome.await, Outcome::Poisoned);
+}
+
+#[tokio::test]
+async fn asking_again_for_a_lost_answer_uses_nothing_up() {
+    let ledger = Ledger::new(&[]).await;
+    let run = ledger.admit().await;
+    for _ in 0..5 {
+        let acquired = ledger.acquire(&run, "same", CommandKind::Plan).await;
+        assert_eq!(acquired.outcome, Outcome::Acquired);
+        assert_eq!(acquired.fields.number("deliveries"), 1);
+    }
+}
+
+#[tokio::test]
+async fn raising_a_limit_keeps_the_window_moving() {
+    let ledger = Ledger::new(&[]).await;
+    let look = async |limit| {
+        let rules = [Rule {
+            limit,
+            window_ms: 30,
+        }];
         ledger
-            .acquire(&run, "same", CommandKind::Plan)
+            .runs
+            .look(&ledger.tenant, ledger.gate(&rules))
             .await
-            .outcome,
-        Outcome::Poisoned
-    );
+            .unwrap()
+    };
+    for limit in [10, 20, 7, 20, 10] {
+        for _ in 0..25 {
+            look(limit).await;
+        }
+        eventually("a place is free", async || {
+            matches!(look(limit).await, agenthub::runs::Read::Found { .. }).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancellation_outlives_parking() {
+    let ledger = Ledger::new(&[]).await;
+    let run = ledger.admit().await;
+    ledger.acquire(&run, "a", CommandKind::Plan).await;
+    let gate = ledger.gate(&[]);
+    let cancelled = ledger
+        .runs
+        .cancel(
+            &ledger.tenant,
+            gate,
+            &run,
+            CancelMode::Graceful,
+            ("id", "{}"),
+        )
+        .await;
+    assert!(matches!(cancelled.unwrap(), Cancel::Accepted { .. }));
+    let park = Some(Next::Park {
+        wake_at: crate::support::ledger::now_ms() + 600_000,
+    });
+    ledger.record(&run, "a", 1, park).await;
+    assert_eq!(ledger.status(&run).await, Some(RunStatus::Cancelled));
+    assert_eq!(ledger.terminal_events(&run).await, 1);
 }
 
 #[tokio::test]
@@ -443,7 +507,8 @@ async fn a_lost_run_is_recreated_from_its_command() {
 #[tokio::test]
 async fn an_erased_session_takes_its_runs_with_it() {
     let ledger = Ledger::new(&[]).await;
-    let run = ledger.admit().await;
+    let run = RunId::generate();
+    let mut entries = ledger.admitted(&run).await.outbox;
     let (erased, outbox) = ledger
         .runs
         .delete_session(&ledger.tenant, &ledger.session)
@@ -453,8 +518,24 @@ async fn an_erased_session_takes_its_runs_with_it() {
     assert!(!outbox.is_empty());
     assert_eq!(
         ledger.acquire(&run, "a", CommandKind::Plan).await.outcome,
-        Outcome::Expired
+        Outcome::Ended
     );
+    let read = ledger
+        .runs
+        .run(&ledger.tenant, ledger.gate(&[]), &run)
+        .await
+        .unwrap();
+    assert!(matches!(read, agenthub::runs::Read::Refused(refusal) if refusal.code == "not_found"));
+    // What Kafka has not acknowledged is still there for the sweeper, and nothing else.
+    entries.extend(outbox);
+    let numbers: Vec<u64> = entries.iter().map(|e| e.number).collect();
+    assert_eq!(ledger.outbox_len(&run).await, numbers.len());
+    assert!(ledger.timer(&run).await.is_some());
+    ledger
+        .runs
+        .flushed(&ledger.tenant, &[(run.clone(), numbers)])
+        .await
+        .unwrap();
     let mut keys: Vec<String> = ledger
         .redis
         .connection()

@@ -35,12 +35,19 @@ pub(super) async fn replay(
     while replay.more && first.is_empty() {
         first = replay.page().await?;
     }
-    if first.is_empty() && after.is_some() && replay.reaches_back_to(after).await? {
+    let gap = after.is_some() && !replay.reaches_back_to(after).await?;
+    if first.is_empty() && after.is_some() && !gap {
         return Ok(None);
     }
-    let rest = stream::unfold(Some((replay, first)), |step| async {
-        let (mut replay, page) = step?;
-        let mut bytes: Vec<Bytes> = page.iter().map(sse::event).collect();
+    let told = if gap {
+        vec![sse::truncated()]
+    } else {
+        Vec::new()
+    };
+    let rest = stream::unfold(Some((replay, first, told)), |step| async {
+        let (mut replay, page, mut bytes) = step?;
+        let gap_told = !bytes.is_empty();
+        bytes.extend(page.iter().map(sse::event));
         if page
             .last()
             .is_some_and(|event| event.event_type.is_terminal())
@@ -49,12 +56,14 @@ pub(super) async fn replay(
         }
         if !replay.more {
             // The end is no longer in the history.
-            bytes.push(sse::truncated());
+            if !gap_told {
+                bytes.push(sse::truncated());
+            }
             bytes.extend(replay.snapshot().await);
             return Some((bytes, None));
         }
         match replay.page().await {
-            Ok(page) => Some((bytes, Some((replay, page)))),
+            Ok(page) => Some((bytes, Some((replay, page, Vec::new())))),
             Err(error) => {
                 tracing::warn!(%error, "a finished run's stream was cut");
                 Some((bytes, None)) // the client reconnects and goes on

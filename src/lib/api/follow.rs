@@ -127,13 +127,20 @@ impl Follower {
         }
     }
 
-    /// Closes the stream when the key is no longer in force. When Redis cannot say, nothing flows, and
-    /// the next look decides.
+    /// Closes the stream when the key is no longer in force, or the session is gone. When Redis cannot
+    /// say, nothing flows, and the next look decides.
     async fn check_key(&mut self) {
         let look = self.caller.look(&self.state, Permission::Runs);
-        let read = self.state.runs().look(self.caller.tenant(), look).await;
-        let refused = read.is_ok_and(|read| self.caller.found(read).is_err());
-        if refused {
+        let runs = self.state.runs();
+        let read = runs
+            .session_key(self.caller.tenant(), look, &self.session)
+            .await;
+        let Some(Err(error)) = read.ok().map(|read| self.caller.found(read)) else {
+            return;
+        };
+        if error.code == ErrorCode::NotFound {
+            self.end("the session is gone");
+        } else {
             self.end("the API key is no longer in force");
         }
     }

@@ -114,6 +114,18 @@ pub struct Acquired {
     pub outbox: Vec<OutboxEntry>,
 }
 
+impl Acquired {
+    /// Of a run whose time is over.
+    pub fn expired() -> Self {
+        Self {
+            outcome: Outcome::Expired,
+            fields: Fields::default(),
+            session_key: None,
+            outbox: Vec::new(),
+        }
+    }
+}
+
 /// The owner records what it did and says what it does next.
 #[derive(Debug, Serialize)]
 pub struct Transition<'a> {
@@ -123,6 +135,8 @@ pub struct Transition<'a> {
     pub owner: &'a str,
     /// Number of this transition under this owner: a repeat changes nothing.
     pub number: u64,
+    /// Whether anything was done since the acquire: a run that never gets that far is given up.
+    pub progress: bool,
     /// Outbox entries that Kafka has acknowledged since the last transition.
     pub acked: Vec<u64>,
     /// Fields to set.
@@ -148,6 +162,7 @@ impl<'a> Transition<'a> {
             run,
             owner,
             number,
+            progress: false,
             acked: Vec::new(),
             set: BTreeMap::new(),
             unset: Vec::new(),

@@ -164,8 +164,9 @@ impl Carrying<'_> {
                 .take_over(&mut transition, settings.max_attempts);
         }
         self.begin_ready(&mut transition, true);
-        let changed = !transition.set.is_empty();
-        if changed && !self.record(transition).await {
+        if transition.set.is_empty() {
+            self.run.not_recorded(transition);
+        } else if !self.record(transition).await {
             return;
         }
         loop {
@@ -175,6 +176,7 @@ impl Carrying<'_> {
             match self.next().await {
                 Happening::Ended(attempted) => {
                     let mut transition = self.run.transition();
+                    transition.progress = true;
                     let settings = &self.execution.settings;
                     match self
                         .progress

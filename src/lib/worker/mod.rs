@@ -178,6 +178,10 @@ impl Worker {
                 Ok(acquired) => return Some((owner, acquired)),
                 Err(error) => tracing::warn!(%error, "the run could not be taken up; trying again"),
             }
+            if context.now_ms() > spec.deadline_ms {
+                // Its timer ends the run; waiting any longer would only hold its partition.
+                return Some((owner, Acquired::expired()));
+            }
             tokio::select! {
                 () = context.stopping.cancelled() => return None,
                 () = tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)) => {}
@@ -302,9 +306,11 @@ impl WorkerContext {
         };
         match self.keys.unwrap(&wrapped, tenant, session) {
             Ok(key) => Ok(Some(key)),
-            Err(error) => Err(StoreError::Failed(format!(
-                "data key of {session}: {error}"
-            ))),
+            Err(error) => {
+                // A repeat would not help: the run ends by its deadline.
+                tracing::error!(%error, session_id = %session, "the session's data key does not open");
+                Ok(None)
+            }
         }
     }
 }

@@ -114,6 +114,11 @@ impl Owned {
         transition
     }
 
+    /// Takes back a transition that has nothing to record.
+    pub(super) fn not_recorded(&self, transition: Transition<'_>) {
+        self.acknowledged().extend(transition.acked);
+    }
+
     /// Records a transition; what it put into the outbox is produced while the work goes on. Waits as
     /// long as Redis is away.
     pub(super) async fn record(&self, transition: Transition<'_>) -> Standing {
@@ -143,7 +148,14 @@ impl Owned {
             if outcome.is_ok() {
                 self.acknowledged()
                     .extend(acknowledged.into_iter().map(|a| a.number));
-                return standing;
+                // Much may have happened while Kafka was away.
+                let told = *self.held.signal.borrow();
+                return match told {
+                    _ if self.remaining_ms() == 0 => Standing::Lost,
+                    Signal::Owned => standing,
+                    Signal::Cancel(mode) => Standing::Cancel(mode),
+                    Signal::Lost => Standing::Lost,
+                };
             }
             tokio::time::sleep(delays.next().unwrap_or(super::LONGEST_DELAY)).await;
         }

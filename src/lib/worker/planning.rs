@@ -78,7 +78,7 @@ impl Planning {
             Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
         };
         let mut request = original.clone();
-        let mut calls = 0;
+        let mut calls = u32::try_from(run.fields.number("calls")).unwrap_or(MAX_CALLS);
         let mut repairs = 0;
         // Answers that an earlier owner recorded are not asked for again.
         let mut recorded = run.fields.journal().model_calls.into_values();
@@ -96,7 +96,7 @@ impl Planning {
                         let transition = Self::journal(&run, &answer, took, repairs + 1);
                         (answer, transition)
                     }
-                    Err(no_answer) => return stop(&run, no_answer).await,
+                    Err(no_answer) => return stop(&run, no_answer, calls).await,
                 },
             };
             let outcome = self.plan(&run, &answer);
@@ -297,6 +297,7 @@ impl Planning {
             serde_json::to_string(&call).unwrap_or_default(),
         );
         transition.usage = Some(usage);
+        transition.progress = true;
         let call = Call {
             action: "model_call",
             target: &answer.model,
@@ -374,7 +375,7 @@ async fn wait(time: Duration, signal: &mut watch::Receiver<Signal>) -> Result<()
     }
 }
 
-async fn stop(run: &Owned, no_answer: NoAnswer) {
+async fn stop(run: &Owned, no_answer: NoAnswer, calls: u32) {
     let mut transition = run.transition();
     match no_answer {
         NoAnswer::Failed { code, message } => fail(run, transition, code, &message).await,
@@ -383,6 +384,7 @@ async fn stop(run: &Owned, no_answer: NoAnswer) {
                 .context
                 .now_ms()
                 .saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+            transition.set.insert("calls".to_owned(), calls.to_string());
             transition.next = Some(Next::Park { wake_at });
             run.finish(transition).await;
         }

@@ -49,7 +49,9 @@ impl Sweeper {
 
     async fn sweep(&self) -> Result<(), StoreError> {
         for tenant in self.runs.tenants_with_due_timers().await? {
-            self.sweep_tenant(&tenant).await?;
+            if let Err(error) = self.sweep_tenant(&tenant).await {
+                tracing::warn!(%error, %tenant, "sweep");
+            }
         }
         Ok(())
     }
@@ -63,7 +65,9 @@ impl Sweeper {
                 tracing::info!(%tenant, run_id = run, action, "swept");
             }
             if let Err(error) = self.outbox.deliver(tenant, &swept.outbox).await {
+                // While Kafka is away there is always more: the other tenants have their turn.
                 tracing::warn!(%error, %tenant, "the outbox stays for the next sweep");
+                return Ok(());
             }
             if swept.actions.len() < BATCH as usize {
                 return Ok(());

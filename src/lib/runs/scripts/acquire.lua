@@ -73,12 +73,16 @@ if redis.call('SISMEMBER', B .. ':live', R.id) == 0 then
   end
   redis.call('SADD', B .. ':live', R.id)
 end
+redis.call('ZREM', B .. ':wait', R.id)
 
 unset(R, 'parked')
 unset(R, 'wake_at')
+if R.f.owner ~= A.owner then
+  -- The same owner asks again when it did not hear the answer.
+  set(R, 'deliveries', num(R, 'deliveries') + 1)
+end
 set(R, 'owner', A.owner)
 set(R, 'lease', now + A.lease_ms)
-set(R, 'deliveries', num(R, 'deliveries') + 1)
 if num(R, 'deliveries') > A.max_deliveries then
   save(R)
   return reply('poisoned', R)
@@ -86,11 +90,15 @@ end
 local outcome = 'resumed'
 if R.f.begun == A.stage then
   left_in_outbox(R)
+  if R.f.begun_by == A.owner then
+    outcome = 'acquired'
+  end
   set(R, 'status', A.stage == 'plan' and 'planning' or 'executing') -- it may have been parked
 else
   -- Here the outbox holds only what the stage before is producing at this moment.
   outcome = 'acquired'
   set(R, 'begun', A.stage)
+  set(R, 'begun_by', A.owner)
   if not R.f.started then
     set(R, 'started', now)
   end

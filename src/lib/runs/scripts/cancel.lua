@@ -9,7 +9,7 @@ if refusal then
   return refusal
 end
 local R = load_run(A.run)
-if not R then
+if not R or not R.f.stage then
   return { 'refused', 'not_found', 'run', found.rows }
 end
 if is_terminal(R) then

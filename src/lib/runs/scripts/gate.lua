@@ -25,6 +25,12 @@ local function window(name, limit, span)
     tail = count - limit -- the limit was lowered
     tail_at = 0
   end
+  if tail < count and tail_at <= from then
+    local newest = redis.call('GETRANGE', full, ring(count - 1), ring(count - 1) + 7)
+    if #newest == 8 and struct.unpack('>d', newest) <= from then
+      tail = count -- all of them have left
+    end
+  end
   while tail < count and tail_at <= from do
     -- Entries leave the window in order; each is passed over once.
     if tail_at > 0 then
@@ -32,7 +38,8 @@ local function window(name, limit, span)
     end
     if tail < count then
       local bytes = redis.call('GETRANGE', full, ring(tail), ring(tail) + 7)
-      tail_at = #bytes == 8 and struct.unpack('>d', bytes) or 1
+      -- A slot that was never written (the limit was raised, and the ring is read anew) is long past.
+      tail_at = #bytes == 8 and math.max(struct.unpack('>d', bytes), 1) or 1
     end
   end
   local free = limit - (count - tail)

@@ -38,17 +38,26 @@ end
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'cancel', 'deliveries', 'did', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
 }
 
-local function load_run(id)
-  local values = redis.call('HMGET', key('run', id), unpack(CONTROL))
-  if not values[1] then
+-- `more` names one further field.
+local function load_run(id, more)
+  local values
+  if more then
+    values = redis.call('HMGET', key('run', id), more, unpack(CONTROL))
+  else
+    values = redis.call('HMGET', key('run', id), 'status', unpack(CONTROL))
+  end
+  if not values[2] then
     return nil
   end
   local f = {}
   for i, name in ipairs(CONTROL) do
-    f[name] = values[i] or nil
+    f[name] = values[i + 1] or nil
+  end
+  if more then
+    f[more] = values[1] or nil
   end
   return { id = id, f = f, dirty = {}, gone = {} }
 end
@@ -276,21 +285,25 @@ local function start_next(session)
       save(R)
     end
   end
-  if redis.call('SCARD', B .. ':live') < max_live() then
+  while redis.call('SCARD', B .. ':live') < max_live() do
     local waiting = redis.call('ZPOPMIN', B .. ':wait')
-    if waiting[1] then
-      local R = load_run(waiting[1])
-      if R and R.f.parked == 'tenant' then
-        wake(R)
-        save(R)
-      end
+    if not waiting[1] then
+      break
+    end
+    local R = load_run(waiting[1])
+    if R and R.f.parked == 'tenant' then
+      -- It holds the slot from here on, so that no later run takes it while the command travels.
+      redis.call('SADD', B .. ':live', R.id)
+      wake(R)
+      save(R)
     end
   end
 end
 
 -- Ends the run: its one terminal event, the release of its places, and the wake-up of the next.
--- `data` is the event's JSON text, `event_state` what a rebuild needs beside it.
-local function end_run(R, status, data, event_state)
+-- `data` is the event's JSON text, `event_state` what a rebuild needs beside it, `before` the events
+-- that the same transition tells first.
+local function end_run(R, status, data, event_state, before)
   set(R, 'status', status)
   set(R, 'ended', now)
   set(R, 'end', data)
@@ -300,7 +313,9 @@ local function end_run(R, status, data, event_state)
   unset(R, 'cancel')
   unset(R, 'parked')
   local session = R.f.session
-  emit(R, { { type = 'run.' .. status, data = data, state = event_state } })
+  local events = before or {}
+  events[#events + 1] = { type = 'run.' .. status, data = data, state = event_state }
+  emit(R, events)
   redis.call('SREM', B .. ':live', R.id)
   redis.call('ZREM', B .. ':wait', R.id)
   redis.call('LREM', key('ord', session), 1, R.id)

@@ -32,7 +32,7 @@ end
 local value = {}
 if A.want == 'run' then
   local fields = without_outbox(redis.call('HGETALL', key('run', A.id)))
-  if #fields == 0 then
+  if #fields == 0 or redis.call('HEXISTS', key('run', A.id), 'spec') == 0 then
     return { 'refused', 'not_found', 'run', found.rows }
   end
   value = { fields, session_key(fields) }

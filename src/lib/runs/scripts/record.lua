@@ -1,6 +1,7 @@
 -- The owner of a run records what it did and reserves what it does next, in one transition.
 --
--- A: run, owner, number (of this transition under this owner), acked = { n, … }, set = { field = value }, unset = { field, … }, events,
+-- A: run, owner, number (of this transition under this owner), progress (whether anything was done),
+--    acked = { n, … }, set = { field = value }, unset = { field, … }, events,
 --    records = { { topic, key, id, type, value } }, usage = { input, output, cost }?,
 --    next? = { to = 'execute', plan, set } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
 -- Returns { outcome, cancel, outbox }; outcomes: recorded, lost, ended
@@ -8,14 +9,17 @@
 -- A repeat of a transition whose answer was lost changes nothing and answers as the first did; what
 -- it left in the outbox is found by the sweeper.
 
-local R = load_run(A.run)
+local mark = 'did:' .. A.owner
+local R = load_run(A.run, mark)
 if not R then
   return { 'lost', '', pending }
 end
-local token = A.owner .. '/' .. int(A.number)
-if R.f.did == token then
-  return { 'recorded', R.f.cancel or '', pending }
+-- The mark is the number of the last transition; below zero when it was discarded.
+if math.abs(num(R, mark)) >= A.number then
+  return { num(R, mark) > 0 and 'recorded' or 'lost', R.f.cancel or '', pending }
 end
+local owned = R.f.owner == A.owner and not is_terminal(R)
+set(R, mark, owned and A.number or -A.number)
 if A.usage then
   -- Money was spent whoever owns the run by now.
   local name = key('run', R.id)
@@ -32,12 +36,11 @@ acknowledge(R, A.acked)
 for _, r in ipairs(A.records) do
   put(R, r.topic, r.key, r.id, r.type, nil, r.value)
 end
-if is_terminal(R) or R.f.owner ~= A.owner then
+if not owned then
   save(R)
   return { is_terminal(R) and 'ended' or 'lost', '', pending }
 end
 
-set(R, 'did', token)
 for name, value in pairs(A.set) do
   set(R, name, value)
 end
@@ -45,25 +48,34 @@ for _, name in ipairs(A.unset) do
   R.f[name] = R.f[name] or '' -- journal fields are not loaded
   unset(R, name)
 end
-set(R, 'deliveries', 0)
-emit(R, A.events)
+if A.progress then
+  set(R, 'deliveries', 0)
+end
 
 local next = A.next
+if next and next.to ~= 'end' and R.f.cancel then
+  -- Nobody would hear of the cancellation while the run has no owner.
+  next = { to = 'end', status = 'cancelled', data = '{}' }
+end
+if next and next.to == 'end' then
+  end_run(R, next.status, next.data, next.state, A.events)
+  return { 'recorded', '', pending }
+end
+emit(R, A.events)
 if next and next.to == 'execute' then
   unset(R, 'owner')
   unset(R, 'lease')
   set(R, 'stage', 'execute')
   set(R, 'plan', next.plan)
   set(R, 'wake', 0)
+  set(R, 'deliveries', 0)
   command(R)
 elseif next and next.to == 'park' then
   unset(R, 'owner')
   unset(R, 'lease')
   set(R, 'wake_at', next.wake_at)
   set(R, 'status', 'retry_wait')
-elseif next and next.to == 'end' then
-  end_run(R, next.status, next.data, next.state)
-  return { 'recorded', '', pending }
+  set(R, 'deliveries', 0)
 end
 save(R)
 return { 'recorded', R.f.cancel or '', pending }

@@ -14,14 +14,25 @@ for _, id in ipairs(runs) do
     end_run(R, 'cancelled', '{"reason":"session_deleted"}')
   end
 end
-local erased = {}
+-- What Kafka has not acknowledged stays until it has, with the fields that see to it, and nothing else.
+local kept = { status = true, session = true, outbox_next = true, outbox_len = true, outbox_due = true }
 for _, id in ipairs(runs) do
-  redis.call('DEL', key('run', id))
-  redis.call('ZREM', B .. ':timers', id)
+  local name, left, gone = key('run', id), false, {}
+  for _, field in ipairs(redis.call('HKEYS', name)) do
+    if string.sub(field, 1, 2) == 'o:' then
+      left = true
+    elseif not kept[field] then
+      gone[#gone + 1] = field
+    end
+  end
+  if not left then
+    redis.call('DEL', name)
+    redis.call('ZREM', B .. ':timers', id)
+  elseif #gone > 0 then
+    redis.call('HDEL', name, unpack(gone))
+  end
   redis.call('ZREM', B .. ':runs', id)
-  erased[id] = true
 end
 redis.call('DEL', name, key('ev', A.session), key('ord', A.session), key('sruns', A.session))
 redis.call('ZREM', B .. ':sessions', A.session)
--- The terminal events are told to Kafka all the same; there is no run left to hold them in an outbox.
 return { #runs, pending }
