@@ -1,6 +1,6 @@
 //! What is wrong is refused by name, tells nothing, and stops nobody else.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use agenthub::governance::{NewKey, Role};
 use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic, header};
@@ -12,6 +12,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
+use crate::support::records::Found;
 use crate::support::stack::{Stack, body, mint, shared};
 use crate::support::{SIGNING, eventually};
 
@@ -378,58 +379,44 @@ async fn an_idempotency_key_that_is_misused() {
     refused(twice, 400, "invalid_header").await;
 }
 
-/// Produces without our producer, which could not send what is wrong.
-async fn produce(stack: &Stack, topic: Topic, key: &str, headers: &[(&str, String)], value: &[u8]) {
-    let kafka = stack.kafka();
-    let producer: FutureProducer = ClientConfig::new()
-        .set("bootstrap.servers", &kafka.brokers)
-        .create()
-        .unwrap();
-    let mut all = OwnedHeaders::new();
-    for (name, value) in headers {
-        all = all.insert(Header {
-            key: name,
-            value: Some(value),
-        });
-    }
-    let topic = kafka.topic(topic);
-    let record = FutureRecord::to(&topic)
-        .key(key)
-        .payload(value)
-        .headers(all);
-    let timeout = std::time::Duration::from_secs(10);
-    producer.send(record, timeout).await.unwrap();
+/// A record that no worker may act on.
+struct Bad {
+    topic: Topic,
+    class: FailureClass,
+    key: String,
+    headers: Vec<(String, String)>,
+    value: Vec<u8>,
 }
 
-#[tokio::test]
-async fn records_that_nobody_vouches_for_become_dead_letters() {
-    let stack = shared().await;
-    // A record that is right in everything, taken from the topic that it was made for.
-    let run = stack
-        .submit(
-            &stack.session().await,
-            "Get ROAS for advertiser 1 over 7 days",
-        )
-        .await;
-    stack.ended(&run).await;
-    let records = stack.records(Topic::PlanCommands).await;
-    let good = records.iter().find(|r| r.key == run.as_bytes()).unwrap();
-    let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).unwrap();
-    let good_headers: Vec<(&str, String)> = good
+/// Records like `good`, which was made for `plan.commands`, each wrong in one way.
+fn bad_records(stack: &Stack, good: &Found) -> Vec<Bad> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let headers = good.headers.iter();
+    let headers: Vec<_> = headers.map(|(name, v)| (name.clone(), text(v))).collect();
+    let copy = |topic| Bad {
+        topic,
+        class: FailureClass::Unsigned,
+        key: text(&good.key),
+        headers: headers.clone(),
+        value: good.value.clone(),
+    };
+    let garbage = Bad {
+        headers: Vec::new(),
+        value: b"\xff\x00 not JSON".to_vec(),
+        ..copy(Topic::PlanCommands)
+    };
+    let mut without_signature = copy(Topic::PlanCommands);
+    without_signature
         .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), text(value)))
-        .collect();
-    let altered = text(&good.value).replace("\"max_steps\":32", "\"max_steps\":31");
-    assert_ne!(altered.as_bytes(), good.value);
-    let unsigned: Vec<_> = good_headers
-        .iter()
-        .filter(|(name, _)| *name != header::SIGNATURE)
-        .cloned()
-        .collect();
+        .retain(|(name, _)| name != header::SIGNATURE);
+    let mut altered = copy(Topic::PlanCommands);
+    altered.value = text(&good.value)
+        .replace("\"max_steps\":32", "\"max_steps\":31")
+        .into_bytes();
+    assert_ne!(altered.value, good.value);
+    let for_another_topic = copy(Topic::ExecuteCommands);
     // Signed by us, and no command.
-    let signer = Signer::parse(SIGNING).unwrap();
-    let nonsense = Outgoing {
+    let record = Outgoing {
         topic: Topic::PlanCommands,
         key: "nonsense".into(),
         ce_id: "nonsense".into(),
@@ -440,99 +427,83 @@ async fn records_that_nobody_vouches_for_become_dead_letters() {
         traceparent: None,
         value: "{\"v\": 1, \"kind\": ".into(),
     };
-    let plan_topic = stack.kafka().topic(Topic::PlanCommands);
-    let signed = signer.headers(&plan_topic, &nonsense, "test", "2026-01-01T00:00:00Z");
+    let signer = Signer::parse(SIGNING).unwrap();
+    let topic = stack.kafka().topic(Topic::PlanCommands);
+    let own = signer.headers(&topic, &record, "test", "2026-01-01T00:00:00Z");
+    let undecodable = Bad {
+        class: FailureClass::Undecodable,
+        key: record.key,
+        headers: own.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(),
+        value: record.value.to_vec(),
+        ..copy(Topic::PlanCommands)
+    };
+    vec![
+        garbage,
+        without_signature,
+        altered,
+        for_another_topic,
+        undecodable,
+    ]
+}
 
-    let (plan, execute) = (Topic::PlanCommands, Topic::ExecuteCommands);
-    let cases: Vec<(&str, Topic, FailureClass, &[(&str, String)], Vec<u8>)> = vec![
-        (
-            "garbage",
-            plan,
-            FailureClass::Unsigned,
-            &[],
-            b"\xff\x00 not JSON".to_vec(),
-        ),
-        (
-            "unsigned",
-            plan,
-            FailureClass::Unsigned,
-            &unsigned,
-            good.value.clone(),
-        ),
-        (
-            "altered",
-            plan,
-            FailureClass::Unsigned,
-            &good_headers,
-            altered.into_bytes(),
-        ),
-        (
-            "elsewhere",
-            execute,
-            FailureClass::Unsigned,
-            &good_headers,
-            good.value.clone(),
-        ),
-        (
-            "nonsense",
-            plan,
-            FailureClass::Undecodable,
-            &signed,
-            nonsense.value.to_vec(),
-        ),
-    ];
-    for (name, topic, _, headers, value) in &cases {
-        // The signature covers the key: those that shall have it keep it.
-        let key = match *name {
-            "altered" | "elsewhere" => run.as_str(),
-            other => other,
-        };
-        produce(stack, *topic, key, headers, value).await;
-    }
+/// Produces without our producer, which could not send what is wrong. The place of the record.
+async fn produce(stack: &Stack, bad: &Bad) -> (String, i32, i64) {
+    let kafka = stack.kafka();
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", &kafka.brokers)
+        .create()
+        .unwrap();
+    let headers = bad.headers.iter().map(|(key, value)| Header {
+        key,
+        value: Some(value),
+    });
+    let headers = headers.fold(OwnedHeaders::new(), OwnedHeaders::insert);
+    let topic = kafka.topic(bad.topic);
+    let record = FutureRecord::to(&topic)
+        .key(&bad.key)
+        .payload(&bad.value)
+        .headers(headers);
+    let delivery = producer.send(record, Duration::from_secs(10)).await;
+    let delivery = delivery.unwrap();
+    (topic, delivery.partition, delivery.offset)
+}
 
-    let letters = eventually("every bad record is a dead letter", async || {
-        let records = stack.records(Topic::DeadLetter).await;
-        let letters = records
-            .iter()
-            .map(|r| serde_json::from_slice(&r.value).unwrap());
-        let mut letters: Vec<DeadLetter> = letters.collect();
-        // A rebalance at this moment would make a second letter of the same record.
-        let place = |l: &DeadLetter| (l.topic.clone(), l.partition, l.offset);
-        letters.sort_by_key(place);
-        letters.dedup_by_key(|letter| place(letter));
-        (letters.len() >= cases.len()).then_some(letters)
-    })
-    .await;
-    assert_eq!(letters.len(), cases.len(), "{letters:?}");
-    for (name, topic, class, headers, value) in &cases {
-        let topic = stack.kafka().topic(*topic);
-        let value = STANDARD.encode(value);
-        let letter = letters
-            .iter()
-            .find(|l| {
-                l.topic == topic && l.value.as_ref() == Some(&value) && {
-                    let own: BTreeMap<_, _> = l.headers.iter().cloned().collect();
-                    own.len() == headers.len()
-                }
-            })
-            .unwrap_or_else(|| panic!("{name}: {letters:?}"));
-        assert_eq!(letter.class, *class, "{name}: {letter:?}");
-        for (header, value) in *headers {
-            let encoded = ((*header).to_owned(), STANDARD.encode(value));
-            assert!(letter.headers.contains(&encoded), "{name}: {header}");
-        }
-        let key = letter.key.as_ref().map(|key| STANDARD.decode(key).unwrap());
-        assert!(key.is_some(), "{name}");
+#[tokio::test]
+async fn records_that_nobody_vouches_for_become_dead_letters() {
+    const GOAL: &str = "Get ROAS for advertiser 1 over 7 days";
+    let stack = shared().await;
+    let run = stack.submit(&stack.session().await, GOAL).await;
+    stack.ended(&run).await;
+    let records = stack.records(Topic::PlanCommands).await;
+    let good = records.iter().find(|r| r.key == run.as_bytes()).unwrap();
+
+    for bad in bad_records(stack, good) {
+        let place = produce(stack, &bad).await;
+        let letter = eventually("the record is a dead letter", async || {
+            let records = stack.records(Topic::DeadLetter).await;
+            let mut letters = records
+                .iter()
+                .map(|r| serde_json::from_slice::<DeadLetter>(&r.value).unwrap());
+            letters.find(|l| (l.topic.clone(), l.partition, l.offset) == place)
+        })
+        .await;
+        assert_eq!(letter.class, bad.class, "{letter:?}");
+        assert_eq!(letter.key, Some(STANDARD.encode(&bad.key)), "{letter:?}");
+        let value = STANDARD.encode(&bad.value);
+        assert_eq!(letter.value, Some(value), "{letter:?}");
+        let encoded = |(name, value): &(String, String)| (name.clone(), STANDARD.encode(value));
+        let mut expected: Vec<_> = bad.headers.iter().map(encoded).collect();
+        let mut found = letter.headers.clone();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected);
+        // Nothing of what it says is believed.
+        assert_eq!((letter.tenant, letter.run_id), (None, None));
     }
-    // The run whose record was copied is as it was, and the partitions go on.
+    // The run whose record was copied is as it was, and every partition goes on.
     stack.assert_settled(&run).await;
     for _ in 0..6 {
-        let next = stack
-            .submit(
-                &stack.session().await,
-                "Get ROAS for advertiser 2 over 7 days",
-            )
-            .await;
+        let next = stack.submit(&stack.session().await, GOAL).await;
         assert_eq!(stack.ended(&next).await["status"], "succeeded");
     }
 }

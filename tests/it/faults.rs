@@ -1,5 +1,6 @@
 //! kill -9 at each arrow of the write order: whatever dies, the run ends once and leaves nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agenthub::config::Settings;
@@ -81,7 +82,7 @@ impl<'a> Insider<'a> {
             max_steps: 32,
             max_cost_micro_usd: None,
             on_conflict: OnConflict::Enqueue,
-            metadata: Default::default(),
+            metadata: BTreeMap::new(),
             retry_of: None,
             traceparent: None,
         }

@@ -312,6 +312,13 @@ async fn runs_are_listed_by_session_and_status_page_by_page() {
         }
     }
     assert_eq!(paged, all);
+    let labelled = json!({
+        "session_id": session, "goal": ADS, "mode": "plan_execute", "metadata": { "team": "search" },
+    });
+    let (_, run) = stack.post("/v1/runs", &labelled).await;
+    let of_team = list("metadata=team:search").await.0;
+    assert_eq!(of_team, [run["run_id"].as_str().unwrap()]);
+    assert!(list("metadata=team:sales").await.0.is_empty());
     // A session of one's own has none of them.
     let none = list(&format!("session_id={}", stack.session().await)).await;
     assert_eq!(none, (Vec::new(), None));

@@ -4,7 +4,7 @@
 //! A request is governed inside the script that acts on it: handlers check what needs no I/O, then make
 //! one call of the ledger, which holds the gate.
 //!
-//! Invariant: nothing leaves but through [`exit`] or as an error written in [`crate::error`]; every
+//! Invariant: nothing leaves but through `exit` or as an error written in [`crate::error`]; every
 //! answer carries its trace id.
 
 mod admin_keys;

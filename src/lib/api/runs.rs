@@ -1,5 +1,7 @@
 //! Runs: listed, read, cancelled.
 
+use std::str::FromStr;
+
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
@@ -18,7 +20,7 @@ use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::runs::{Cancel, CancelMode, Listing, RunStatus};
+use crate::runs::{Cancel, CancelMode, Listing, RunStatus, RunView};
 
 /// Pages of the ledger that one request for a filtered list looks through.
 const MAX_PAGES: usize = 10;
@@ -56,10 +58,30 @@ pub(super) struct Cancelled {
     links: Links,
 }
 
+/// A label of a run: name and value.
+struct Label(String, String);
+
+impl FromStr for Label {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (name, value) = text.split_once(':').ok_or(())?;
+        Ok(Self(name.to_owned(), value.to_owned()))
+    }
+}
+
+impl Label {
+    fn is_on(&self, view: &RunView) -> bool {
+        let spec = view.spec();
+        spec.is_some_and(|spec| spec.metadata.get(&self.0) == Some(&self.1))
+    }
+}
+
 /// List runs, the newest first.
 #[utoipa::path(get, path = "/v1/runs", tag = "runs",
     params(("session_id" = Option<String>, Query, description = "Only runs of this session."),
         ("status" = Option<RunStatus>, Query, description = "Only runs in this state."),
+        ("metadata" = Option<String>, Query, description = "`<name>:<value>`: only runs that carry this label."),
         ("limit" = Option<u32>, Query, description = "1 to 100; 20 when absent.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.")),
     responses((status = 200, description = "A page of runs.", body = RunPage)))]
@@ -68,10 +90,12 @@ pub(super) async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<RunPage>, ApiError> {
-    let params = Params::read(&uri, &["session_id", "status", "limit", "cursor"])?;
+    let known = ["session_id", "status", "metadata", "limit", "cursor"];
+    let params = Params::read(&uri, &known)?;
     let wanted = params.limit()? as usize;
     let before = params.parsed::<RunId>("cursor", "the next_cursor of a page")?;
     let status = params.parsed::<RunStatus>("status", "the state of a run")?;
+    let label = params.parsed::<Label>("metadata", "a label such as team:search")?;
     let session = match params.text("session_id").map(str::parse::<SessionId>) {
         None => None,
         Some(Ok(session)) => Some(session),
@@ -87,7 +111,7 @@ pub(super) async fn list(
     let mut listing = Listing {
         session,
         before: before.map(String::from),
-        limit: if status.is_some() {
+        limit: if status.is_some() || label.is_some() {
             PAGE
         } else {
             params.limit()?
@@ -101,7 +125,8 @@ pub(super) async fn list(
         let full = views.len() == listing.limit as usize;
         for (index, view) in views.iter().enumerate() {
             listing.before = Some(view.id.to_string());
-            let matches = status.is_none() || view.fields.status() == status;
+            let matches = (status.is_none() || view.fields.status() == status)
+                && label.as_ref().is_none_or(|label| label.is_on(view));
             if matches {
                 data.extend(run_view::summary(&state, caller.tenant(), view));
             }

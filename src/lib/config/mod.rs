@@ -2,7 +2,7 @@
 //!
 //! A setting comes from the environment, else from the TOML file that `AGENTHUB_CONFIG` names, else
 //! from its default. `<NAME>_FILE` names a file that holds the value (for secrets that are mounted).
-//! Each setting is declared once, in [`settings`]; the struct, the reference page and the check for
+//! Each setting is declared once, in `settings`; the struct, the reference page and the check for
 //! unknown names are made from that declaration.
 //!
 //! Invariant: a process that starts has a configuration in which every value was parsed and checked.

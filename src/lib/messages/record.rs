@@ -103,7 +103,7 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
     /// The tenant whose message this is.
     pub const TENANT: &str = "ah_tenant";
-    /// HMAC-SHA256 over what [`Signer`](super::Signer) lists, in hexadecimal.
+    /// HMAC-SHA256 over what [`Signer`](crate::messages::Signer) lists, in hexadecimal.
     pub const SIGNATURE: &str = "ah_signature";
     /// Which secret made the signature.
     pub const KEY_ID: &str = "ah_kid";

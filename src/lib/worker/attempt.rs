@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
@@ -39,7 +40,14 @@ impl Attempt {
     pub(super) async fn carry_out(self) -> Attempted {
         let started = Instant::now();
         let (step_id, tool) = (self.step_id.clone(), self.tool_name.clone());
-        let (called, outcome) = self.call().await;
+        let span = tracing::info_span!(
+            "execute_tool",
+            otel.name = %format!("execute_tool {tool}"),
+            gen_ai.tool.name = %tool,
+            step_id = %step_id,
+            attempt = self.number,
+        );
+        let (called, outcome) = self.call().instrument(span).await;
         let duration = started.elapsed();
         let result = match &outcome {
             Ok(_) => "ok",

@@ -1,5 +1,5 @@
 //! Workers: acquire → handle → record → acknowledge. What the planner and the executor share is here;
-//! [`planning`] and [`execution`] are what they do with a run.
+//! `planning` and `execution` are what they do with a run.
 //!
 //! Invariant: from the acquire on, the run's lease and timer own it. A worker that dies loses nothing;
 //! one that lost its lease changes nothing.

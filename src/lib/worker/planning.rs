@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::audit::Call;
 use super::lease::Signal;
@@ -240,7 +241,16 @@ impl Planning {
             .llm_timeout_ms
             .duration()
             .min(run.longest_call());
-        let call = tokio::time::timeout(limit, self.llm.chat(request.clone()));
+        // Names of the OpenTelemetry semantic conventions for generative AI.
+        let span = tracing::info_span!(
+            "chat",
+            otel.name = %format!("chat {}", request.model),
+            otel.kind = "client",
+            gen_ai.operation.name = "chat",
+            gen_ai.request.model = %request.model,
+        );
+        let call = self.llm.chat(request.clone()).instrument(span);
+        let call = tokio::time::timeout(limit, call);
         tokio::pin!(call);
         loop {
             tokio::select! {

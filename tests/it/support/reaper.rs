@@ -17,6 +17,7 @@ done
 [ -z "${pids# }" ] || kill -9 $pids
 "#;
 
+#[allow(clippy::zombie_processes)] // it outlives this process
 static REAPER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
     let shell = Command::new("sh")
         .args(["-c", SCRIPT])

@@ -35,8 +35,8 @@ impl Follow {
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some((frame, rest)) = self.text.split_once("\n\n") {
-                let frame = parse(frame);
-                self.text = rest.to_owned();
+                let (frame, rest) = (parse(frame), rest.to_owned());
+                self.text = rest;
                 return Some(frame);
             }
             let chunk = self.response.chunk().await.unwrap()?;
