@@ -10,7 +10,7 @@ use anyhow::Result;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// One line on where and when.
-pub fn describe() -> String {
+pub fn describe(commit: &str) -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpu_info = read("/proc/cpuinfo");
     let model = cpu_info
@@ -31,7 +31,7 @@ pub fn describe() -> String {
     let kernel = read("/proc/sys/kernel/osrelease");
     let date = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC");
     format!(
-        "Command `make perf`; {date}; {cores} × {model}, {memory} GiB, Linux {}; load average before the \
+        "Command `make perf` at commit {commit}; {date}; {cores} × {model}, {memory} GiB, Linux {}; load average before the \
          start {load}.",
         kernel.split('-').next().unwrap_or_default().trim()
     )
@@ -102,12 +102,13 @@ impl Processes {
     }
 }
 
-/// User and system time (fields 14 and 15 of `stat`).
+/// User and system time of the process and of children that have ended, such as a Redis that rewrites its
+/// append-only file (fields 14 to 17 of `stat`).
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name, in parentheses, may hold blanks.
     let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = fields.split_ascii_whitespace().skip(11).take(2);
+    let ticks = fields.split_ascii_whitespace().skip(11).take(4);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
 

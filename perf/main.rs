@@ -53,6 +53,9 @@ struct Args {
     /// Write the table to this file.
     #[arg(long)]
     results: Option<PathBuf>,
+    /// The code that is measured, for the page.
+    #[arg(long, default_value = "unknown")]
+    commit: String,
     /// Be the floor (a) until the input ends.
     #[arg(long, hide = true)]
     serve_floor: bool,
@@ -79,7 +82,7 @@ async fn main() -> Result<()> {
     if args.serve_floor {
         return floor::http::serve(&args.redis).await;
     }
-    let machine = machine::describe();
+    let machine = machine::describe(&args.commit);
     println!("{machine}");
     let mut report = Report::default();
     let measured = measure(&args, &mut report).await;

@@ -10,6 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::sleep;
 
 use crate::samples::Samples;
 
@@ -20,7 +21,8 @@ const VALUE: [u8; 512] = [b'x'; 512];
 pub struct KafkaFloor {
     producer: FutureProducer,
     consumer: StreamConsumer,
-    produced: String,
+    /// Three topics, as a transition writes to.
+    produced: [String; 3],
     hopped: String,
 }
 
@@ -28,9 +30,10 @@ impl KafkaFloor {
     /// Makes the topics and connects.
     pub async fn start(brokers: &str) -> Result<Self> {
         let id = jiff::Timestamp::now().as_millisecond();
-        let produced = format!("perf.floor.{id}.produce");
+        let produced = [1, 2, 3].map(|n| format!("perf.floor.{id}.produce{n}"));
         let hopped = format!("perf.floor.{id}.hop");
-        create_topics(brokers, &[&produced, &hopped]).await?;
+        let [first, second, third] = &produced;
+        create_topics(brokers, &[first, second, third, &hopped]).await?;
         Ok(Self {
             producer: producer(brokers)?,
             consumer: consumer(brokers, &hopped)?,
@@ -40,20 +43,39 @@ impl KafkaFloor {
     }
 
     /// Lone records until their acknowledgement.
-    pub async fn produce(&self, count: i32) -> Result<Samples> {
+    pub async fn produce(&self, count: i32, pause: Duration) -> Result<Samples> {
         let mut samples = Samples::default();
         for i in 0..count {
+            sleep(pause).await;
             let since = Instant::now();
-            self.send(&self.produced, i).await?;
+            self.send(&self.produced[0], i).await?;
+            samples.push(since.elapsed());
+        }
+        Ok(samples)
+    }
+
+    /// Three records on three topics, sent at once, until the last is acknowledged.
+    pub async fn produce_three(&self, count: i32, pause: Duration) -> Result<Samples> {
+        let mut samples = Samples::default();
+        for i in 0..count {
+            sleep(pause).await;
+            let since = Instant::now();
+            let [first, second, third] = &self.produced;
+            tokio::try_join!(
+                self.send(first, i),
+                self.send(second, i),
+                self.send(third, i)
+            )?;
             samples.push(since.elapsed());
         }
         Ok(samples)
     }
 
     /// Lone records until a consumer has them.
-    pub async fn hop(&self, count: i32) -> Result<Samples> {
+    pub async fn hop(&self, count: i32, pause: Duration) -> Result<Samples> {
         let mut samples = Samples::default();
         for i in 0..count {
+            sleep(pause).await;
             let since = Instant::now();
             let (sent, received) = tokio::join!(self.send(&self.hopped, i), async {
                 let received = self.consumer.recv().await.map(drop);

@@ -25,8 +25,8 @@ const TURN: Duration = Duration::from_millis(2500);
 struct Side {
     samples: Samples,
     seconds: f64,
-    /// Of the server and Redis.
-    cpu: f64,
+    /// Seconds of CPU of the server and of Redis.
+    cpu: [f64; 2],
 }
 
 impl Side {
@@ -37,8 +37,14 @@ impl Side {
 
     /// Microseconds of CPU that server and Redis spend on a request.
     #[allow(clippy::cast_precision_loss)] // far below 2^52
-    fn cpu_micros(&self) -> f64 {
-        self.cpu * 1e6 / self.samples.len() as f64
+    fn cpu_micros(&self) -> [f64; 2] {
+        self.cpu
+            .map(|seconds| seconds * 1e6 / self.samples.len() as f64)
+    }
+
+    fn describe_cpu(&self) -> String {
+        let [server, redis] = self.cpu_micros();
+        format!("server {server:.0} µs + Redis {redis:.0} µs")
     }
 
     fn describe(&self) -> String {
@@ -70,14 +76,14 @@ pub async fn measure(stack: &Stack, report: &mut Report) -> Result<()> {
             (&mut product, "api", stack.api.address, &reads),
         ] {
             let used = |cpu: CpuSeconds| {
-                [server, "redis"]
-                    .iter()
-                    .filter_map(|name| cpu.get(*name))
-                    .sum::<f64>()
+                [server, "redis"].map(|name| cpu.get(name).copied().unwrap_or_default())
             };
             let cpu = used(processes.cpu());
             let (samples, seconds) = turn(address, reads, TURN).await?;
-            side.cpu += used(processes.cpu()) - cpu;
+            let after = used(processes.cpu());
+            for part in 0..side.cpu.len() {
+                side.cpu[part] += after[part] - cpu[part];
+            }
             side.samples.append(samples);
             side.seconds += seconds;
         }
@@ -101,12 +107,16 @@ pub async fn measure(stack: &Stack, report: &mut Report) -> Result<()> {
     report.row(
         Row::context(
             "the same: CPU of server and Redis for a request ÷ floor (a)",
-            format!("{:.0} µs", product.cpu_micros()),
+            product.describe_cpu(),
         )
-        .floor(format!("{:.0} µs", bare.cpu_micros()))
-        .figure(product.cpu_micros() / bare.cpu_micros()),
+        .floor(bare.describe_cpu())
+        .figure(total(product.cpu_micros()) / total(bare.cpu_micros())),
     );
     Ok(())
+}
+
+fn total(parts: [f64; 2]) -> f64 {
+    parts.iter().sum()
 }
 
 /// Every connection repeats the request until the time is over.
