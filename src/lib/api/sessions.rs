@@ -217,8 +217,8 @@ pub(super) async fn delete(
     let (_, outbox) = state.runs().delete_session(tenant, &session).await?;
     state.parts.data_keys.forget(&session);
     if let Err(error) = state.deliver(tenant, &outbox).await {
-        // The session is erased all the same, and its runs with it: nobody is left to be told.
-        tracing::warn!(%error, session_id = %session, "the ends of an erased session's runs are not on Kafka");
+        // The session is erased all the same; its runs' outboxes are left to the sweeper.
+        tracing::warn!(%error, session_id = %session, "the ends of an erased session's runs are left to the sweeper");
     }
     Ok(StatusCode::NO_CONTENT)
 }
