@@ -7,6 +7,7 @@ mod api;
 mod architecture;
 mod bad_input;
 mod budgets;
+mod cluster;
 mod dlq;
 mod documentation;
 mod faults;

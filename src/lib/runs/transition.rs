@@ -445,12 +445,18 @@ impl Runs {
         Ok(self.redis.connection().hget(key, "key").await?)
     }
 
-    /// The tenants that have a timer whose time has come. One pipeline for all of them.
+    /// The tenants that have a timer whose time has come: in one pipeline, or on a cluster one command
+    /// after the other, since their keys are of different slots.
     pub async fn tenants_with_due_timers(&self) -> Result<Vec<TenantId>, StoreError> {
         let tenants = self.redis.tenants().await?;
         let now = crate::runtime::clock::now_ms();
         let mut due = Vec::new();
-        for tenants in tenants.chunks(1000) {
+        let chunk = if self.redis.connection().is_cluster() {
+            1
+        } else {
+            1000
+        };
+        for tenants in tenants.chunks(chunk) {
             let mut pipe = redis::pipe();
             for tenant in tenants {
                 pipe.zrangebyscore_limit(

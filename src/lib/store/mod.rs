@@ -3,6 +3,7 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod connection;
 mod dead_letters;
 mod keys;
 mod script;
@@ -10,14 +11,14 @@ mod script;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, FromRedisValue, RedisError};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Serialize;
 
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use connection::Connection;
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
 pub use script::Script;
 
@@ -54,7 +55,7 @@ impl From<RedisError> for StoreError {
 /// A shared, pipelined connection that restores itself.
 #[derive(Clone)]
 pub struct Redis {
-    connection: ConnectionManager,
+    connection: Connection,
     prefix: Arc<str>,
 }
 
@@ -79,15 +80,8 @@ impl Redis {
         namespace: &str,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let client = redis::Client::open(url.expose_secret())?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let connection = ConnectionManager::new_lazy_with_config(client, config)?;
         Ok(Self {
-            connection,
+            connection: Connection::new(url, timeout)?,
             prefix: prefix(namespace).into(),
         })
     }
@@ -103,7 +97,7 @@ impl Redis {
     }
 
     /// A connection for plain commands.
-    pub fn connection(&self) -> ConnectionManager {
+    pub fn connection(&self) -> Connection {
         self.connection.clone()
     }
 

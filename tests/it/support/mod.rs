@@ -8,7 +8,7 @@ use agenthub::config::{Settings, Source};
 
 pub mod forwarder;
 pub mod ledger;
-mod reaper;
+pub mod reaper;
 pub mod records;
 mod settled;
 pub mod sse;
