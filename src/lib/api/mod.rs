@@ -11,6 +11,7 @@ mod admin_keys;
 mod audit;
 mod body;
 mod caller;
+mod client_ip;
 mod docs;
 mod exit;
 mod finished;
@@ -42,6 +43,7 @@ mod tools;
 mod validate;
 mod wait;
 
+pub use client_ip::ClientIp;
 pub use router::router;
 pub use server::serve;
 pub use state::{ApiParts, ApiState};

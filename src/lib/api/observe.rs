@@ -14,9 +14,11 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
+use super::client_ip::ClientIp;
 use super::scope::{Facts, Peer, Scope};
 use super::state::ApiState;
 use super::{limits, problem};
+use crate::config::Settings;
 use crate::error::{ApiError, ErrorCode};
 use crate::runtime::clock;
 use crate::telemetry::TraceContext;
@@ -30,7 +32,10 @@ pub(super) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let facts = facts(&request);
+    let facts = facts(&request, state.settings());
+    if let Some(client_ip) = facts.client_ip {
+        request.extensions_mut().insert(client_ip);
+    }
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
@@ -68,7 +73,12 @@ pub(super) async fn observe(
     finish(&state, response, &scope)
 }
 
-fn facts(request: &Request) -> Facts {
+fn facts(request: &Request, settings: &Settings) -> Facts {
+    let peer = request.extensions().get::<Peer>();
+    let client_ip = peer.map(|peer| {
+        let (trusted, header) = (&settings.trusted_proxies, settings.forwarded_header);
+        ClientIp::of(peer.0, request.headers(), trusted, header)
+    });
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -79,7 +89,7 @@ fn facts(request: &Request) -> Facts {
         method: method_name(request.method()),
         route,
         query: request.uri().query().unwrap_or_default().to_owned(),
-        peer: request.extensions().get::<Peer>().map(|peer| peer.0),
+        client_ip,
         began: Instant::now(),
         began_ms: clock::now_ms(),
     }

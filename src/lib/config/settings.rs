@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 
-use super::value::{ByteCount, Millis, Rule};
+use super::value::{ByteCount, ForwardedHeader, Millis, Rule};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -83,6 +84,10 @@ settings! {
     max_json_depth: usize = "AGENTHUB_MAX_JSON_DEPTH", "32";
     /// Milliseconds within which a request body must have arrived.
     body_timeout_ms: Millis = "AGENTHUB_BODY_TIMEOUT_MS", "10000";
+    /// Proxies whose word on a client's address is taken: addresses or networks such as `10.0.0.0/8`, comma-separated.
+    trusted_proxies: Vec<IpNet> = "AGENTHUB_TRUSTED_PROXIES", "";
+    /// Header in which these proxies write that address: `x-forwarded-for` or `forwarded` (RFC 7239). The other one is not read.
+    forwarded_header: ForwardedHeader = "AGENTHUB_FORWARDED_HEADER", "x-forwarded-for";
     /// Milliseconds between two heartbeats of an SSE stream.
     sse_heartbeat_ms: Millis = "AGENTHUB_SSE_HEARTBEAT_MS", "15000";
     /// Events of one session that its history keeps.

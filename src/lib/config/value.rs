@@ -1,8 +1,10 @@
 //! How the text of a setting becomes a value.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 
 /// A duration written in milliseconds.
@@ -27,6 +29,15 @@ pub struct Rule {
     pub limit: u32,
     /// Length of the window in milliseconds.
     pub window_ms: u64,
+}
+
+/// The header in which proxies write where a request came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// A type that a setting can have.
@@ -110,6 +121,36 @@ impl Parse for Rule {
             Err(expected())
         } else {
             Ok(rule)
+        }
+    }
+}
+
+impl Parse for ForwardedHeader {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "x-forwarded-for" => Ok(Self::XForwardedFor),
+            "forwarded" => Ok(Self::Forwarded),
+            _ => Err("x-forwarded-for or forwarded".to_owned()),
+        }
+    }
+}
+
+/// A network, or an address alone. IPv4 inside IPv6 is taken as IPv4.
+impl Parse for IpNet {
+    fn parse(text: &str) -> Result<Self, String> {
+        let expected = || "an address or a network such as 10.0.0.0/8".to_owned();
+        let text = text.trim();
+        let net = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let net = net.map_err(|_| expected())?.trunc();
+        match net {
+            IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+                let mapped = v6.addr().to_ipv4_mapped();
+                let v4 = mapped.map(|v4| IpNet::new(v4.into(), v6.prefix_len() - 96));
+                v4.unwrap_or(Ok(net)).map_err(|_| expected())
+            }
+            _ => Ok(net),
         }
     }
 }
