@@ -8,6 +8,7 @@ mod architecture;
 mod bad_input;
 mod dlq;
 mod documentation;
+mod edges;
 mod faults;
 mod kafka;
 mod ledger;

@@ -141,6 +141,9 @@ impl Stack {
         // Tests look again and again; those of the limits set their own.
         default("AGENTHUB_KEY_LIMITS", "100000/1000".to_owned());
         default("AGENTHUB_TENANT_LIMITS", "100000/1000".to_owned());
+        default("AGENTHUB_UNAUTHENTICATED_LIMIT", "100000/1000".to_owned());
+        // A busy machine is no outage.
+        default("AGENTHUB_REDIS_TIMEOUT_MS", "2000".to_owned());
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
