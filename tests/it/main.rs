@@ -16,5 +16,6 @@ mod main_job;
 mod outages;
 mod rollup;
 mod scaling;
+mod secure;
 mod streams;
 mod support;

@@ -12,11 +12,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
+use futures_util::task::AtomicWaker;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -38,24 +39,49 @@ enum Awaited {
 /// Where a connection stands; shared by its bytes, which see requests arrive, and its service, which sees
 /// them handled. Both run in one task.
 #[derive(Debug, Clone)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub(super) struct Phase(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// The number of the phase: what is awaited, and how often that has changed.
+    number: AtomicU64,
+    /// Whoever reads while a request is handled, and has a deadline to keep once it has been answered.
+    reader: AtomicWaker,
+}
 
 impl Phase {
     /// The connection has just begun.
     pub(super) fn new() -> Self {
-        Self(Arc::new(AtomicU8::new(Awaited::Head as u8)))
+        Self(Arc::new(Shared {
+            number: AtomicU64::new(0),
+            reader: AtomicWaker::new(),
+        }))
     }
 
-    fn get(&self) -> Awaited {
-        match self.0.load(Ordering::Relaxed) {
+    fn number(&self) -> u64 {
+        self.0.number.load(Ordering::Relaxed)
+    }
+
+    fn awaited(&self) -> Awaited {
+        match self.number() % 3 {
             0 => Awaited::Head,
-            1 => Awaited::Request,
-            _ => Awaited::Answer,
+            1 => Awaited::Answer,
+            _ => Awaited::Request,
         }
     }
 
+    /// Goes on to the next phase in which `awaited` is awaited.
     fn set(&self, awaited: Awaited) {
-        self.0.store(awaited as u8, Ordering::Relaxed);
+        let steps = match (self.awaited(), awaited) {
+            (Awaited::Head, Awaited::Answer)
+            | (Awaited::Answer, Awaited::Request)
+            | (Awaited::Request, Awaited::Head) => 1,
+            (now, next) if now == next => 0,
+            _ => 2,
+        };
+        self.0
+            .number
+            .store(self.number() + steps, Ordering::Relaxed);
     }
 
     /// A request has arrived.
@@ -82,6 +108,7 @@ pub(super) struct Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.phase.set(Awaited::Request);
+        self.phase.0.reader.wake();
     }
 }
 
@@ -127,7 +154,8 @@ impl From<&Settings> for Patience {
 #[derive(Debug, Default)]
 struct Deadline {
     timer: Option<Pin<Box<Sleep>>>,
-    runs_for: Option<Awaited>,
+    /// The number of what it runs for.
+    runs_for: Option<u64>,
 }
 
 impl Deadline {
@@ -135,10 +163,14 @@ impl Deadline {
         self.runs_for = None;
     }
 
-    /// Fails once the deadline is over, which begins to run when it is first asked for `awaited`.
-    fn poll(&mut self, awaited: Awaited, time: Duration, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let fresh = self.runs_for != Some(awaited);
-        self.runs_for = Some(awaited);
+    fn runs(&self) -> bool {
+        self.runs_for.is_some()
+    }
+
+    /// Fails once the deadline is over, which begins to run when it is first asked for `number`.
+    fn poll(&mut self, number: u64, time: Duration, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let fresh = self.runs_for != Some(number);
+        self.runs_for = Some(number);
         let timer = match &mut self.timer {
             Some(timer) => {
                 if fresh {
@@ -189,22 +221,23 @@ impl<S: AsyncRead + Unpin, F: Unpin> AsyncRead for Guarded<S, F> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            if buffer.filled().len() > before && this.phase.get() == Awaited::Request {
+            if buffer.filled().len() > before && this.phase.awaited() == Awaited::Request {
                 this.phase.set(Awaited::Head);
             }
             return Poll::Ready(read);
         }
-        let time = match this.phase.get() {
+        let time = match this.phase.awaited() {
             Awaited::Head => this.patience.head,
-            // It cannot know yet that the answer has ended.
-            Awaited::Request if this.writing.runs_for.is_some() => return Poll::Pending,
+            // The client cannot know yet that the answer has ended.
+            Awaited::Request if this.writing.runs() => return Poll::Pending,
             Awaited::Request => this.patience.request,
             Awaited::Answer => {
-                this.reading.stop();
+                this.phase.0.reader.register(cx.waker());
                 return Poll::Pending;
             }
         };
-        this.reading.poll(this.phase.get(), time, cx).map(Err)
+        let number = this.phase.number();
+        this.reading.poll(number, time, cx).map(Err)
     }
 }
 
@@ -216,11 +249,16 @@ impl<S: AsyncWrite + Unpin, F> Guarded<S, F> {
         operation: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(outcome) = operation(Pin::new(&mut self.stream), cx) {
-            self.writing.stop();
+            if self.writing.runs() {
+                // Only now may the client be waited for to send something.
+                self.writing.stop();
+                self.reading.stop();
+                cx.waker().wake_by_ref();
+            }
             return Poll::Ready(outcome);
         }
         let taking = self.patience.taking;
-        self.writing.poll(Awaited::Answer, taking, cx).map(Err)
+        self.writing.poll(0, taking, cx).map(Err)
     }
 }
 

@@ -1,21 +1,29 @@
 //! A client that sends bytes as they are, and reads answers one by one.
 
+use std::fmt;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Long beyond every deadline of the server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What was answered.
-#[derive(Debug)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = String::from_utf8_lossy(&self.body);
+        write!(f, "{} {:?} {body:.500}", self.status, self.headers)
+    }
 }
 
 impl Reply {
@@ -92,19 +100,35 @@ impl Raw {
         self.stream.write_all(bytes.as_ref()).await
     }
 
-    /// Sends whatever can be sent at once, and nothing more.
-    pub fn push(&self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self.stream.try_write(bytes) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
-            outcome => outcome,
-        }
+    /// Sends some bytes now and then, as far as there is room for them, until the server has answered or
+    /// closed the connection.
+    pub async fn trickle(&mut self, bytes: &str) {
+        self.now_and_then(bytes, async |stream| {
+            let answered = timeout(Duration::from_millis(1), stream.readable());
+            answered.await.is_ok()
+        })
+        .await;
     }
 
-    /// Whether the server has sent something, or closed the connection.
-    pub async fn is_readable(&self) -> bool {
-        timeout(Duration::from_millis(1), self.stream.readable())
+    /// Sends some bytes now and then, as far as there is room for them, and takes nothing, until the server
+    /// has given the connection up.
+    pub async fn until_cut_off(&mut self, bytes: &str) {
+        self.now_and_then(bytes, async |_| false).await;
+    }
+
+    async fn now_and_then(&mut self, bytes: &str, is_over: impl AsyncFn(&TcpStream) -> bool) {
+        let sending = async {
+            loop {
+                match self.stream.try_write(bytes.as_bytes()) {
+                    Err(error) if error.kind() != ErrorKind::WouldBlock => return,
+                    _ if is_over(&self.stream).await => return,
+                    _ => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, sending)
             .await
-            .is_ok()
+            .expect("the server goes on waiting");
     }
 
     /// The next answer; `None` when the server closes the connection without one.

@@ -40,8 +40,13 @@ impl Process {
 
     /// Tells it to stop.
     pub fn tell_to_stop(&self) {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.child.id().to_string());
+        let told = Command::new("kill").args([&signal, &pid]).status();
         assert!(told.unwrap().success());
     }
 
