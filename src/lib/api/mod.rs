@@ -10,13 +10,19 @@
 mod admin_budget;
 mod admin_keys;
 mod audit;
+mod auth_failures;
 mod body;
 mod caller;
+mod client_ip;
+mod connection;
+mod cors;
 mod docs;
+mod edges;
 mod exit;
 mod finished;
 mod follow;
 mod limits;
+mod malformed;
 mod observe;
 mod openapi;
 mod params;
@@ -40,13 +46,16 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod time;
+mod tls;
 mod tools;
 mod validate;
 mod wait;
 
+pub use client_ip::ClientIp;
 pub use router::router;
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
+pub use tls::{Tls, TlsError};
 
 /// The `OpenAPI` document of the API, JSON text.
 pub fn openapi() -> &'static str {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::client_ip::ClientIp;
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::runs::LimitRow;
 use crate::telemetry::TraceContext;
@@ -22,7 +23,8 @@ pub(super) struct Facts {
     /// The route's template; `unmatched` when no route has the path.
     pub(super) route: String,
     pub(super) query: String,
-    pub(super) peer: Option<IpAddr>,
+    /// The client's address; `None` when the request came over no connection.
+    pub(super) client_ip: Option<ClientIp>,
     pub(super) began: Instant,
     pub(super) began_ms: u64,
 }
@@ -71,7 +73,7 @@ impl Scope {
 
     /// The network of the client's address: /24 of an IPv4, /48 of an IPv6 address.
     pub(super) fn network(&self) -> Option<String> {
-        let address = self.facts().peer?.to_canonical();
+        let ClientIp(address) = self.facts().client_ip?;
         let bits = if address.is_ipv4() { 24 } else { 48 };
         let network = ipnet::IpNet::new(address, bits).ok()?;
         Some(network.trunc().to_string())
@@ -86,7 +88,7 @@ pub(super) fn sample() -> Scope {
             method: "POST",
             route: "/v1/runs".to_owned(),
             query: String::new(),
-            peer: Some([192, 0, 2, 7].into()),
+            client_ip: Some(ClientIp([192, 0, 2, 7].into())),
             began: Instant::now(),
             began_ms: 1_700_000_000_000,
         },

@@ -6,12 +6,17 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value};
+use redis::io::tcp::TcpSettings;
+use redis::{Cmd, IntoConnectionInfo, Pipeline, RedisFuture, RedisResult, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 use url::Url;
 
 use super::StoreError;
+
+/// Time after which a connection whose other end acknowledges nothing is given up and made again. Without
+/// it, a Redis whose machine is gone would be waited for until the kernel gives up, a quarter of an hour.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// A shared, pipelined connection that restores itself. Cheap to clone.
 #[derive(Clone)]
@@ -36,11 +41,15 @@ impl Connection {
     /// command ends within `timeout`, whatever Redis does.
     pub(super) fn new(url: &SecretString, timeout: Duration) -> Result<Self, StoreError> {
         let url = url.expose_secret();
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_user_timeout(SILENCE);
         if let Some(nodes) = cluster_nodes(url)? {
             let client = ClusterClientBuilder::new(nodes)
                 .connection_timeout(timeout)
                 .response_timeout(timeout)
                 .overall_response_timeout(Some(timeout))
+                .tcp_settings(tcp)
                 .retries(3)
                 .max_retry_wait(100)
                 .build()?;
@@ -54,7 +63,8 @@ impl Connection {
             .set_response_timeout(Some(timeout))
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
-        let client = redis::Client::open(url)?;
+        let address = url.into_connection_info()?;
+        let client = redis::Client::open(address.set_tcp_settings(tcp))?;
         let manager = ConnectionManager::new_lazy_with_config(client, config)?;
         Ok(Self(Kind::One(manager)))
     }

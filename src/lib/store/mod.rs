@@ -57,6 +57,7 @@ impl From<RedisError> for StoreError {
 pub struct Redis {
     connection: Connection,
     prefix: Arc<str>,
+    timeout: Duration,
 }
 
 impl std::fmt::Debug for Redis {
@@ -83,6 +84,7 @@ impl Redis {
         Ok(Self {
             connection: Connection::new(url, timeout)?,
             prefix: prefix(namespace).into(),
+            timeout,
         })
     }
 
@@ -112,14 +114,19 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
         let mut connection = self.connection.clone();
-        let answer = script
-            .prepared()
-            .key(self.base(tenant))
-            .arg(args)
-            .arg(settings)
-            .invoke_async(&mut connection)
-            .await?;
-        Ok(answer)
+        let mut call = script.prepared();
+        call.key(self.base(tenant)).arg(args).arg(settings);
+        self.within(call.invoke_async(&mut connection)).await
+    }
+
+    /// What `command` gives. Connecting, loading a script and calling it have one timeout together.
+    pub async fn within<T>(
+        &self,
+        command: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, StoreError> {
+        let outcome = tokio::time::timeout(self.timeout, command).await;
+        let late = std::io::ErrorKind::TimedOut;
+        Ok(outcome.map_err(|_| StoreError::Unavailable(std::io::Error::from(late).into()))??)
     }
 
     /// Whether Redis answers.
