@@ -10,6 +10,7 @@ mod dlq;
 mod documentation;
 mod faults;
 mod kafka;
+mod keys;
 mod ledger;
 mod main_job;
 mod outages;

@@ -12,13 +12,15 @@ use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
 use super::exit::Exit;
 use super::params::{Params, PathId};
+use super::policy_body::LimitBody;
 use super::state::ApiState;
 use super::time::rfc3339;
 use super::validate;
 use crate::error::{ApiError, ErrorCode};
-use crate::governance::{IssuedKey, NewKey, Permission, Role};
+use crate::governance::{IssuedKey, NewKey, Permission, Role, check_policy, parse_networks};
 use crate::ids::{KeyId, TenantId};
-use crate::messages::KeyRecord;
+use crate::messages::{KeyPolicy, KeyRecord};
+use crate::tools::catalogue;
 
 const MAX_NAME: usize = 128;
 const MAX_EXPIRY_S: u64 = 10 * 365 * 24 * 3600;
@@ -38,6 +40,22 @@ pub(super) struct NewKeyRequest {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 315_360_000)]
     expires_in_s: Option<u64>,
+    /// Rate limits of its own, 1 to 4; its tenant's when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 4)]
+    limits: Option<Vec<LimitBody>>,
+    /// The tools that its runs may use, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    models_allowed: Option<Vec<String>>,
+    /// The addresses and networks (`192.0.2.0/24`) that it may be used from, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    ips_allowed: Option<Vec<String>>,
     /// The tenant, for keys of the tenant `system` only; the caller's own when absent.
     #[serde(default)]
     tenant: Option<String>,
@@ -81,6 +99,18 @@ pub(super) struct KeyBody {
     /// When it was last used, to the minute; absent when it never was.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_used_at: Option<String>,
+    /// Rate limits of its own; its tenant's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Vec<LimitBody>>,
+    /// The tools that its runs may use; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models_allowed: Option<Vec<String>>,
+    /// The networks that it may be used from; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ips_allowed: Option<Vec<String>>,
 }
 
 /// A key with its secret, which is shown here and never again.
@@ -101,6 +131,8 @@ pub(super) struct KeyList {
 
 impl KeyBody {
     fn new(exit: &Exit, record: KeyRecord, used_ms: Option<u64>) -> Self {
+        let policy = record.policy;
+        let networks = policy.ips_allowed;
         Self {
             key_id: record.key_id,
             tenant: record.tenant,
@@ -112,6 +144,10 @@ impl KeyBody {
             expires_at: record.expires_ms.map(rfc3339),
             old_secret_valid_until: record.old_until_ms.map(rfc3339),
             last_used_at: used_ms.map(rfc3339),
+            limits: LimitBody::bodies(policy.limits),
+            tools_allowed: policy.tools_allowed,
+            models_allowed: policy.models_allowed,
+            ips_allowed: networks.map(|nets| nets.iter().map(ToString::to_string).collect()),
         }
     }
 }
@@ -131,6 +167,15 @@ pub(super) async fn create(
     if let Some(seconds) = request.expires_in_s {
         validate::range("/expires_in_s", seconds, 1, MAX_EXPIRY_S)?;
     }
+    let networks = request.ips_allowed.as_deref();
+    let networks = networks.map(|texts| parse_networks("/ips_allowed", texts));
+    let policy = KeyPolicy {
+        limits: LimitBody::rules(request.limits),
+        tools_allowed: request.tools_allowed,
+        models_allowed: request.models_allowed,
+        ips_allowed: networks.transpose()?,
+    };
+    check_policy(&policy, |name| catalogue::find(name).is_some())?;
     let tenant = request.tenant.as_deref();
     let tenant = govern(&state, &caller, "/tenant", tenant, true).await?;
     let new = NewKey {
@@ -138,6 +183,7 @@ pub(super) async fn create(
         name: request.name,
         role: request.role,
         expires_in_s: request.expires_in_s,
+        policy,
     };
     let (record, issued) = state.parts.keys.create(new).await?;
     let location = format!("/v1/admin/api-keys/{}", record.key_id);

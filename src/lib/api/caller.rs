@@ -76,12 +76,14 @@ impl Caller {
 
     /// The gate of a request that counts against the limits.
     pub(super) fn gate(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.gate(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.gate(&self.key, ip, permission)
     }
 
     /// The gate of a further look within a request that was counted.
     pub(super) fn look(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.look(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.look(&self.key, ip, permission)
     }
 
     /// Keeps where the limits stand for the answer's headers. A look does not check them.
@@ -144,7 +146,12 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
     match refusal.code.as_str() {
         "unauthenticated" => unauthenticated(),
         "forbidden" => ApiError::new(ErrorCode::Forbidden)
-            .detail("the key's role does not allow this request")
+            .detail(match refusal.rule.as_str() {
+                "ips_allowed" => "the key may not be used from this address",
+                "models_allowed" => "the key does not allow this model",
+                "tools_allowed" => "the key does not allow the tools of this request",
+                _ => "the key's role does not allow this request",
+            })
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
         "session_busy" => {
@@ -216,6 +223,7 @@ mod tests {
             code: code.to_owned(),
             rule: "key_rate_limit".to_owned(),
             limits,
+            role: None,
         };
         for (code, status) in [
             ("unauthenticated", 401),

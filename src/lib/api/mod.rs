@@ -20,6 +20,7 @@ mod limits;
 mod observe;
 mod openapi;
 mod params;
+mod policy_body;
 mod probes;
 mod problem;
 mod request_headers;

@@ -71,9 +71,14 @@ impl Scope {
         u64::try_from(self.facts().began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The client's address; `None` when the request came over no connection.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.facts().client_ip.map(|ClientIp(address)| address)
+    }
+
     /// The network of the client's address: /24 of an IPv4, /48 of an IPv6 address.
     pub(super) fn network(&self) -> Option<String> {
-        let ClientIp(address) = self.facts().client_ip?;
+        let address = self.address()?;
         let bits = if address.is_ipv4() { 24 } else { 48 };
         let network = ipnet::IpNet::new(address, bits).ok()?;
         Some(network.trunc().to_string())

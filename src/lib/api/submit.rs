@@ -23,7 +23,7 @@ use crate::ids::{RunId, SessionId};
 use crate::messages::{OnConflict, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{Admission, Admit, Claim, RunStatus};
+use crate::runs::{Admission, Admit, Claim, Gate, RunStatus};
 use crate::runtime::clock;
 
 /// A run that was accepted.
@@ -109,8 +109,19 @@ async fn submit(
     caller.scope.notes().session = Some(session.clone());
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
+    let needs = Needs::of(state, &submission, plan.as_ref());
+    let plan = plan.map(|(sealed, _)| sealed);
     let spec = specify(caller, submission, session, &key);
-    let (run, replayed) = admit(state, caller, how, &spec, plan.as_ref(), fingerprint).await?;
+    let (run, replayed) = admit(
+        state,
+        caller,
+        how,
+        &spec,
+        plan.as_ref(),
+        &needs,
+        fingerprint,
+    )
+    .await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -148,19 +159,42 @@ fn accepted(session_id: SessionId, run_id: RunId) -> Response {
     (StatusCode::ACCEPTED, [(LOCATION, location)], Json(body)).into_response()
 }
 
-/// The plan of an `execute` run.
+/// What the key must allow a run to use.
+struct Needs {
+    /// The model that plans.
+    model: Option<String>,
+    /// The tools of a plan that is given.
+    tools: Vec<String>,
+    /// The tools that the request allows.
+    tools_allowed: Option<Vec<String>>,
+}
+
+impl Needs {
+    fn of(state: &ApiState, submission: &Submission, plan: Option<&(Sealed, Plan)>) -> Self {
+        let plans = matches!(submission.plan, PlanSource::Planner);
+        let model = submission.model.as_ref().unwrap_or(&state.settings().model);
+        let steps = plan.map_or(&[][..], |(_, plan)| &plan.steps);
+        Self {
+            model: plans.then(|| model.clone()),
+            tools: steps.iter().map(|step| step.tool.clone()).collect(),
+            tools_allowed: submission.tools_allowed.clone(),
+        }
+    }
+}
+
+/// The plan of an `execute` run, sealed and open.
 async fn sealed_plan(
     state: &ApiState,
     caller: &Caller,
     submission: &Submission,
     session: &SessionId,
     key: &DataKey,
-) -> Result<Option<Sealed>, ApiError> {
+) -> Result<Option<(Sealed, Plan)>, ApiError> {
     let id = match &submission.plan {
         PlanSource::Planner => return Ok(None),
         PlanSource::Given(plan) => {
             let json = serde_json::to_vec(plan).map_err(|error| internal(&error))?;
-            return Ok(Some(key.seal(&json)));
+            return Ok(Some((key.seal(&json), plan.plan().clone())));
         }
         PlanSource::Run(id) => id,
     };
@@ -183,7 +217,7 @@ async fn sealed_plan(
     let json = key.open(&sealed)?;
     let plan: Plan = serde_json::from_slice(&json).map_err(|error| internal(&error))?;
     check_plan(&plan, submission.tools_allowed.as_deref(), state.settings())?;
-    Ok(Some(sealed))
+    Ok(Some((sealed, plan)))
 }
 
 fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &DataKey) -> RunSpec {
@@ -202,7 +236,7 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
             .context
             .map(|context| key.seal(context.to_string().as_bytes())),
         plan: None, // it travels beside the specification, as a plan that was made does
-        tools_allowed: submission.tools_allowed,
+        tools_allowed: None, // what the key allows too is known to the script, which writes it
         model: submission.model,
         max_steps: submission.max_steps,
         max_cost_micro_usd: submission.max_cost_micro_usd,
@@ -221,6 +255,7 @@ async fn admit(
     how: &Submitting,
     spec: &RunSpec,
     plan: Option<&Sealed>,
+    needs: &Needs,
     fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
@@ -232,7 +267,12 @@ async fn admit(
     let id = format!("{run}/audit");
     let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
     let admit = Admit {
-        gate: caller.gate(state, Permission::Runs),
+        gate: Gate {
+            model: needs.model.clone(),
+            tools: needs.tools.clone(),
+            tools_allowed: needs.tools_allowed.clone(),
+            ..caller.gate(state, Permission::Runs)
+        },
         idempotency: claim.as_deref().map(|key| Claim {
             key,
             fingerprint,

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use super::{IssuedKey, Role};
 use crate::ids::{KeyId, TenantId};
 use crate::kafka::{ProduceError, Producer};
-use crate::messages::{KeyRecord, Outgoing, SCHEMA_VERSION, Signer, State, StateRecord, Topic};
+use crate::messages::{
+    KeyPolicy, KeyRecord, Outgoing, SCHEMA_VERSION, Signer, State, StateRecord, Topic,
+};
 use crate::runtime::clock;
 use crate::store::{Redis, StoreError};
 
@@ -38,6 +40,8 @@ pub struct NewKey {
     pub role: Role,
     /// Seconds until it expires; never when absent.
     pub expires_in_s: Option<u64>,
+    /// What narrows it, checked by [`check_policy`](super::check_policy).
+    pub policy: KeyPolicy,
 }
 
 /// Manages keys.
@@ -77,6 +81,7 @@ impl Keys {
             expires_ms: new
                 .expires_in_s
                 .map(|s| now.saturating_add(s.saturating_mul(1000))),
+            policy: new.policy,
         };
         self.redis.add_tenant(&record.tenant).await?;
         self.write(&record).await?;

@@ -1,6 +1,7 @@
 //! What `agent.state` holds: the newest record of each key and session, from which a lost Redis is
 //! filled again.
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,36 @@ pub struct KeyRecord {
     /// Milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// What narrows it.
+    #[serde(flatten)]
+    pub policy: KeyPolicy,
+}
+
+/// At most `limit` requests in any window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RateRule {
+    /// Requests.
+    pub limit: u32,
+    /// Milliseconds.
+    pub window_ms: u64,
+}
+
+/// What narrows a key beyond its role. What is absent does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyPolicy {
+    /// Rate limits of its own, instead of its tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<RateRule>>,
+    /// The tools that its runs may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models_allowed: Option<Vec<String>>,
+    /// The networks that it may be used from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub ips_allowed: Option<Vec<IpNet>>,
 }
 
 /// A session: what a rebuild needs of it.

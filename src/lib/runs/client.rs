@@ -28,7 +28,7 @@ pub struct Admit<'a> {
     pub kind: RunKind,
     /// Which worker has it first.
     pub stage: CommandKind,
-    /// JSON text of its specification.
+    /// JSON text of its specification, without `tools_allowed`, which the gate tells.
     pub spec: &'a str,
     /// Milliseconds since the epoch at which it times out.
     pub deadline: u64,
@@ -393,8 +393,7 @@ impl Runs {
             return Ok(Read::Refused(reply.refusal()?));
         }
         let limits = reply.limits()?;
-        let (role, _tools, _models): (String, String, String) =
-            (reply.next()?, reply.next()?, reply.next()?);
+        let role = reply.next()?;
         let now_ms = reply.next()?;
         Ok(Read::Found {
             limits,

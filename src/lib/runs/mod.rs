@@ -17,7 +17,7 @@ mod transition;
 mod view;
 
 pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
-pub use gate::{Gate, GateRule};
+pub use gate::Gate;
 pub use history::StoredEvent;
 pub use outbox::{Admitted, OutboxEntry};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};

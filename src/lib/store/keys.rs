@@ -1,16 +1,22 @@
 //! API keys in Redis.
 
 use redis::AsyncCommands;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::{Redis, StoreError};
+use super::{Redis, StoreError, network_bits};
 use crate::ids::{KeyId, TenantId};
-use crate::messages::KeyRecord;
+use crate::messages::{KeyPolicy, KeyRecord};
 
 impl Redis {
     /// Writes a key's record; the gate sees it from the next request on.
     pub async fn put_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
         let base = self.base(&record.tenant);
         let text = |n: Option<u64>| n.map(|n| n.to_string()).unwrap_or_default();
+        let policy = &record.policy;
+        // What the gate compares, made of `ips`.
+        let nets = policy.ips_allowed.as_ref();
+        let nets: Option<Vec<String>> = nets.map(|nets| nets.iter().map(network_bits).collect());
         let fields = [
             ("name", record.name.clone()),
             ("role", record.role.clone()),
@@ -21,6 +27,11 @@ impl Redis {
             ("old_until", text(record.old_until_ms)),
             ("created", record.created_ms.to_string()),
             ("expires", text(record.expires_ms)),
+            ("limits", json(policy.limits.as_ref())?),
+            ("tools", json(policy.tools_allowed.as_ref())?),
+            ("models", json(policy.models_allowed.as_ref())?),
+            ("ips", json(policy.ips_allowed.as_ref())?),
+            ("nets", json(nets.as_ref())?),
         ];
         let mut pipe = redis::pipe();
         pipe.atomic()
@@ -57,6 +68,12 @@ impl Redis {
             old_until_ms: number("old_until"),
             created_ms: number("created").unwrap_or(0),
             expires_ms: number("expires"),
+            policy: KeyPolicy {
+                limits: parsed(&text("limits"))?,
+                tools_allowed: parsed(&text("tools"))?,
+                models_allowed: parsed(&text("models"))?,
+                ips_allowed: parsed(&text("ips"))?,
+            },
         };
         Ok(Some((record, number("used"))))
     }
@@ -74,4 +91,21 @@ impl Redis {
         ids.sort();
         Ok(ids)
     }
+}
+
+/// JSON text, or none.
+fn json<T: Serialize>(value: Option<&T>) -> Result<String, StoreError> {
+    let text = value.map(serde_json::to_string).transpose();
+    let text = text.map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(text.unwrap_or_default())
+}
+
+fn parsed<T: DeserializeOwned>(text: &str) -> Result<Option<T>, StoreError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value = serde_json::from_str(text);
+    value
+        .map(Some)
+        .map_err(|e| StoreError::Failed(format!("an API key's record: {e}")))
 }

@@ -3,6 +3,7 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod address_bits;
 mod dead_letters;
 mod keys;
 mod script;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use address_bits::{address_bits, network_bits};
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
 pub use script::Script;
 

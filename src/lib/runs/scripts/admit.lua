@@ -1,8 +1,8 @@
 -- Admits a request that starts a run: key, limits, idempotency, session, order, the run, its outbox
 -- and its timer in one round trip.
 --
--- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text),
---    deadline, parallel, reject, traceparent?, plan?, queued (JSON text of run.queued's data),
+-- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text,
+--    without its tools), deadline, parallel, reject, traceparent?, plan?, queued (JSON text of run.queued's data),
 --    queued_state?, audit (JSON text)
 -- Returns { outcome, … }:
 --   refused, code, rule, limit rows | replay, limit rows, run id | admitted, limit rows, outbox, role
@@ -17,7 +17,7 @@ if claim then
   local stored = redis.call('HMGET', claim, 'fingerprint', 'run')
   if stored[1] then
     if stored[1] ~= A.idempotency.fingerprint then
-      return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows }
+      return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows, found.role }
     end
     return { 'replay', found.rows, stored[2] }
   end
@@ -26,10 +26,14 @@ end
 local ses = key('ses', A.session)
 local session = redis.call('HMGET', ses, 'gen', 'ttl_ms')
 if not session[1] then
-  return { 'refused', 'not_found', 'session', found.rows }
+  return { 'refused', 'not_found', 'session', found.rows, found.role }
 end
 if A.reject and redis.call('LLEN', key('ord', A.session)) > 0 then
-  return { 'refused', 'session_busy', 'on_conflict', found.rows }
+  return { 'refused', 'session_busy', 'on_conflict', found.rows, found.role }
+end
+
+if found.tools then
+  A.spec = '{"tools_allowed":' .. cjson.encode(found.tools) .. ',' .. string.sub(A.spec, 2)
 end
 
 if claim then

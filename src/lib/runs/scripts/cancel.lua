@@ -10,7 +10,7 @@ if refusal then
 end
 local R = load_run(A.run)
 if not R or not R.f.stage then
-  return { 'refused', 'not_found', 'run', found.rows }
+  return { 'refused', 'not_found', 'run', found.rows, found.role }
 end
 if is_terminal(R) then
   return { 'ended', found.rows, R.f.status, pending }
