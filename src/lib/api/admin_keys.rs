@@ -242,7 +242,7 @@ pub(super) async fn rotate(
     validate::range("/grace_s", grace_s, 0, MAX_GRACE_S)?;
     let tenant = governed(&state, &caller, &uri, true).await?;
     let keys = &state.parts.keys;
-    let (record, issued) = keys.rotate(&tenant, &known(id)?, grace_s).await?;
+    let (record, issued) = keys.rotate(&tenant, &known(id)?, grace_s, None).await?;
     Ok(Json(issued_body(&state, record, issued)))
 }
 

@@ -8,6 +8,7 @@
 //! answer carries its trace id.
 
 mod admin_keys;
+mod admin_tenants;
 mod audit;
 mod body;
 mod caller;
@@ -45,7 +46,7 @@ mod validate;
 mod wait;
 
 pub use client_ip::ClientIp;
-pub use router::router;
+pub use router::{RouteAccess, access, router};
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
 

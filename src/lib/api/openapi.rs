@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools};
+use super::{
+    admin_keys, admin_tenants, docs, probes, problem, runs, sessions, stream, submit, tools,
+};
 use crate::error::ErrorCode;
 
 #[derive(OpenApi)]
@@ -26,6 +28,7 @@ use crate::error::ErrorCode;
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        admin_tenants::set_limits, admin_tenants::read_limits,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -35,7 +38,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys. Needs the role `admin`."),
+        (name = "admin", description = "API keys and limits. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),
@@ -255,6 +258,8 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "TenantLimits",
+            "LimitBody",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Governance, Keys};
+use crate::governance::{Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
 use crate::privacy::KeyCache;
@@ -35,6 +35,8 @@ pub struct ApiParts {
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// What is kept of tenants.
+    pub tenants: Tenants,
     /// Data keys of sessions.
     pub data_keys: KeyCache,
     /// Masks what leaves.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::base::Base;
 use crate::api::{ApiParts, ApiState};
 use crate::config::Settings;
-use crate::governance::{Governance, Keys};
+use crate::governance::{Governance, Keys, Tenants};
 use crate::runtime::bind;
 use crate::stream::Streams;
 
@@ -35,6 +35,7 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.outbox.producer().clone(),
             base.signer.clone(),
         ),
+        tenants: Tenants::new(base.redis.clone(), base.outbox.producer().clone()),
         data_keys: base.keys.clone(),
         masker: base.masker.clone(),
         outbox: base.outbox.clone(),

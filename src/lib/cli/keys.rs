@@ -198,7 +198,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             key_id,
             grace_s,
         } => {
-            let rotated = keys.rotate(&common.tenant, &key_id, grace_s).await;
+            let rotated = keys.rotate(&common.tenant, &key_id, grace_s, None).await;
             let (record, issued) = rotated.map_err(|error| explain(&error))?;
             shown_once(&record, &issued, common.json)
         }
@@ -332,6 +332,7 @@ mod tests {
             old_until_ms: Some(1_700_000_000_007),
             created_ms: 1_700_000_000_000,
             expires_ms: None,
+            rotated_by: None,
             policy: KeyPolicy::default(),
         }
     }

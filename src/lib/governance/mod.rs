@@ -9,12 +9,14 @@ mod idempotency;
 mod keys;
 mod policy;
 mod role;
+mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
 pub use policy::{PolicyError, check_policy, check_rules, parse_networks};
 pub use role::{Permission, Role};
+pub use tenants::Tenants;
 
 use std::net::IpAddr;
 

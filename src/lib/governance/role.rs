@@ -51,14 +51,36 @@ pub enum Permission {
     Tools,
     /// Manage the tenant's keys.
     Keys,
+    /// Set and read what holds for the tenant as a whole.
+    Tenants,
 }
 
 impl Permission {
+    /// Every permission.
+    pub const ALL: [Self; 5] = [
+        Self::Sessions,
+        Self::Runs,
+        Self::Tools,
+        Self::Keys,
+        Self::Tenants,
+    ];
+
+    /// What it allows.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Sessions => "create, list, read and delete sessions",
+            Self::Runs => "start, list, read, cancel and follow runs",
+            Self::Tools => "see the tools",
+            Self::Keys => "manage the API keys of the tenant",
+            Self::Tenants => "read and set what holds for the tenant as a whole",
+        }
+    }
+
     /// The roles that have it.
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys => &[Role::Admin],
+            Self::Keys | Self::Tenants => &[Role::Admin],
         }
     }
 }

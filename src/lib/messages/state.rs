@@ -26,14 +26,17 @@ pub enum State {
     ApiKey(KeyRecord),
     /// A session.
     Session(SessionRecord),
+    /// What holds for a tenant as a whole.
+    Tenant(TenantRecord),
 }
 
 impl State {
-    /// The record key: `key/<tenant>/<key id>` or `session/<tenant>/<session id>`.
+    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>` or `tenant/<tenant>`.
     pub fn record_key(&self) -> String {
         match self {
             Self::ApiKey(key) => format!("key/{}/{}", key.tenant, key.key_id),
             Self::Session(session) => session_record_key(&session.tenant, &session.session_id),
+            Self::Tenant(record) => format!("tenant/{}", record.tenant),
         }
     }
 }
@@ -71,6 +74,9 @@ pub struct KeyRecord {
     /// Milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// The request that rotated it last, where that had an `Idempotency-Key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_by: Option<String>,
     /// What narrows it.
     #[serde(flatten)]
     pub policy: KeyPolicy,
@@ -127,4 +133,23 @@ pub struct SessionRecord {
     pub key_id: KeyId,
     /// Milliseconds since the epoch.
     pub created_ms: u64,
+}
+
+/// A tenant's own limits. What is absent is the installation's default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TenantRecord {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Rate limits of each key that has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_key: Option<Vec<RateRule>>,
+    /// Rate limits of the tenant as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_tenant: Option<Vec<RateRule>>,
+    /// Runs that may be live at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_live_runs: Option<u32>,
+    /// Runs of one key that may be live at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_live_runs_per_key: Option<u32>,
 }

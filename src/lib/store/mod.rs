@@ -6,7 +6,9 @@
 mod address_bits;
 mod dead_letters;
 mod keys;
+mod lock;
 mod script;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use crate::ids::TenantId;
 
 pub use address_bits::{address_bits, network_bits};
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
+pub use lock::Lock;
 pub use script::Script;
 
 /// Why Redis did not do what was asked.

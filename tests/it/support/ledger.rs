@@ -56,6 +56,7 @@ impl Ledger {
             old_until_ms: None,
             created_ms: 1,
             expires_ms: None,
+            rotated_by: None,
             policy: KeyPolicy::default(),
         };
         self.redis.put_key(&record).await.unwrap();
