@@ -11,8 +11,10 @@ use utoipa::ToSchema;
 use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
 use super::exit::Exit;
+use super::once::{Begun, Once};
 use super::params::{Params, PathId};
 use super::policy_body::LimitBody;
+use super::problem::internal;
 use super::state::ApiState;
 use super::time::rfc3339;
 use super::validate;
@@ -28,7 +30,7 @@ const DEFAULT_GRACE_S: u64 = 24 * 3600;
 const MAX_GRACE_S: u64 = 30 * 24 * 3600;
 
 /// A key to be created.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewKeyRequest {
     /// What people call it: 1 to 128 characters.
@@ -154,15 +156,17 @@ impl KeyBody {
 
 /// Create a key. The answer alone holds it.
 #[utoipa::path(post, path = "/v1/admin/api-keys", tag = "admin", request_body = NewKeyRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     responses((status = 201, description = "Created.", body = IssuedKeyBody,
         headers(("Location" = String, description = "The key's record.")))))]
 pub(super) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     _: Params,
+    once: Once,
     body: JsonBody<NewKeyRequest>,
 ) -> Result<Response, ApiError> {
-    let request = body.value;
+    let request = body.value.clone();
     validate::text("/name", Some(&request.name), MAX_NAME)?;
     if let Some(seconds) = request.expires_in_s {
         validate::range("/expires_in_s", seconds, 1, MAX_EXPIRY_S)?;
@@ -176,19 +180,30 @@ pub(super) async fn create(
         ips_allowed: networks.transpose()?,
     };
     check_policy(&policy, |name| catalogue::find(name).is_some())?;
-    let tenant = request.tenant.as_deref();
-    let tenant = govern(&state, &caller, "/tenant", tenant, true).await?;
-    let new = NewKey {
-        tenant,
-        name: request.name,
-        role: request.role,
-        expires_in_s: request.expires_in_s,
-        policy,
+    let named = named("/tenant", request.tenant.as_deref())?;
+    state.require_kafka()?;
+    let subject = KeyId::generate().to_string();
+    let begun = once.begin(&state, &caller, Permission::Keys, Some(&body), subject);
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
     };
-    let (record, issued) = state.parts.keys.create(new).await?;
-    let location = format!("/v1/admin/api-keys/{}", record.key_id);
-    let body = Json(issued_body(&state, record, issued));
-    Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
+    let make = async {
+        let new = NewKey {
+            tenant: target(caller.tenant(), named)?,
+            name: request.name,
+            role: request.role,
+            expires_in_s: request.expires_in_s,
+            policy,
+        };
+        let key_id = turn.subject.parse().map_err(|error| internal(&error))?;
+        let (record, issued) = state.parts.keys.create_as(key_id, new).await?;
+        let location = format!("/v1/admin/api-keys/{}", record.key_id);
+        let body = Json(issued_body(&state, record, issued));
+        Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
+    };
+    let outcome = make.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 /// List a tenant's keys.
@@ -200,7 +215,7 @@ pub(super) async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<KeyList>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, false).await?;
+    let tenant = governed(&state, &caller, &uri).await?;
     let keys = state.parts.keys.list(&tenant).await?;
     let data = keys
         .into_iter()
@@ -220,7 +235,7 @@ pub(super) async fn read(
     id: PathId<KeyId>,
     uri: Uri,
 ) -> Result<Json<KeyBody>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, false).await?;
+    let tenant = governed(&state, &caller, &uri).await?;
     let (record, used) = state.parts.keys.get(&tenant, &known(id)?).await?;
     Ok(Json(KeyBody::new(&state.exit, record, used)))
 }
@@ -228,7 +243,8 @@ pub(super) async fn read(
 /// Give a key a new secret. The answer alone holds it.
 #[utoipa::path(post, path = "/v1/admin/api-keys/{key_id}/rotate", tag = "admin",
     params(("key_id" = String, Path, description = "The key."),
-        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent.")),
+        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     request_body(content = Option<RotateRequest>, description = "May be left out."),
     responses((status = 200, description = "Rotated.", body = IssuedKeyBody)))]
 pub(super) async fn rotate(
@@ -236,30 +252,58 @@ pub(super) async fn rotate(
     caller: Caller,
     id: PathId<KeyId>,
     uri: Uri,
-    OptionalBody(request): OptionalBody<RotateRequest>,
-) -> Result<Json<IssuedKeyBody>, ApiError> {
-    let grace_s = request.grace_s.unwrap_or(DEFAULT_GRACE_S);
+    once: Once,
+    OptionalBody(body): OptionalBody<RotateRequest>,
+) -> Result<Response, ApiError> {
+    let grace_s = body.value.grace_s.unwrap_or(DEFAULT_GRACE_S);
     validate::range("/grace_s", grace_s, 0, MAX_GRACE_S)?;
-    let tenant = governed(&state, &caller, &uri, true).await?;
-    let keys = &state.parts.keys;
-    let (record, issued) = keys.rotate(&tenant, &known(id)?, grace_s, None).await?;
-    Ok(Json(issued_body(&state, record, issued)))
+    let named = named_in(&uri)?;
+    state.require_kafka()?;
+    // Names this rotation in the key's record, so that another attempt at it is known as a repeat.
+    let subject = uuid::Uuid::new_v4().simple().to_string();
+    let begun = once.begin(&state, &caller, Permission::Keys, Some(&body), subject);
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
+    };
+    let rotate = async {
+        let tenant = target(caller.tenant(), named)?;
+        let (keys, id) = (&state.parts.keys, known(id)?);
+        let rotation = keys.rotate(&tenant, &id, grace_s, Some(&turn.subject));
+        let (record, issued) = rotation.await?;
+        Ok(Json(issued_body(&state, record, issued)).into_response())
+    };
+    let outcome = rotate.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 /// Revoke a key, for good: the next request with it is refused, its streams close.
 #[utoipa::path(post, path = "/v1/admin/api-keys/{key_id}/revoke", tag = "admin",
     params(("key_id" = String, Path, description = "The key."),
-        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent.")),
+        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     responses((status = 200, description = "Revoked.", body = KeyBody)))]
 pub(super) async fn revoke(
     State(state): State<ApiState>,
     caller: Caller,
     id: PathId<KeyId>,
     uri: Uri,
-) -> Result<Json<KeyBody>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, true).await?;
-    let record = state.parts.keys.revoke(&tenant, &known(id)?).await?;
-    Ok(Json(KeyBody::new(&state.exit, record, None)))
+    once: Once,
+) -> Result<Response, ApiError> {
+    let named = named_in(&uri)?;
+    state.require_kafka()?;
+    let begun = once.begin::<()>(&state, &caller, Permission::Keys, None, String::new());
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
+    };
+    let revoke = async {
+        let tenant = target(caller.tenant(), named)?;
+        let record = state.parts.keys.revoke(&tenant, &known(id)?).await?;
+        Ok(Json(KeyBody::new(&state.exit, record, None)).into_response())
+    };
+    let outcome = revoke.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 fn issued_body(state: &ApiState, record: KeyRecord, issued: IssuedKey) -> IssuedKeyBody {
@@ -273,32 +317,20 @@ fn known(id: PathId<KeyId>) -> Result<KeyId, ApiError> {
     id.0.ok_or_else(|| ApiError::new(ErrorCode::NotFound))
 }
 
-async fn governed(
-    state: &ApiState,
-    caller: &Caller,
-    uri: &Uri,
-    changes: bool,
-) -> Result<TenantId, ApiError> {
+/// The tenant that a query names.
+fn named_in(uri: &Uri) -> Result<Option<TenantId>, ApiError> {
     let params = Params::read(uri, &["tenant"])?;
-    govern(state, caller, "tenant", params.text("tenant"), changes).await
+    named("tenant", params.text("tenant"))
 }
 
-/// Passes the gate; the tenant whose keys the request is about. `field` is where it was named.
-async fn govern(
-    state: &ApiState,
-    caller: &Caller,
-    field: &str,
-    named: Option<&str>,
-    changes: bool,
-) -> Result<TenantId, ApiError> {
-    let named = match named.map(str::parse::<TenantId>) {
-        None => None,
-        Some(Ok(tenant)) => Some(tenant),
-        Some(Err(_)) => return Err(ApiError::field(field, "expected the name of a tenant")),
-    };
-    if changes {
-        state.require_kafka()?;
-    }
+fn named(field: &str, name: Option<&str>) -> Result<Option<TenantId>, ApiError> {
+    let tenant = name.map(str::parse).transpose();
+    tenant.map_err(|_| ApiError::field(field, "expected the name of a tenant"))
+}
+
+/// Passes the gate of a read; the tenant whose keys it is about.
+async fn governed(state: &ApiState, caller: &Caller, uri: &Uri) -> Result<TenantId, ApiError> {
+    let named = named_in(uri)?;
     caller.pass(state, Permission::Keys).await?;
     target(caller.tenant(), named)
 }

@@ -28,9 +28,18 @@ impl<T> JsonBody<T> {
         if !wanted {
             return String::new();
         }
-        // It parsed as `T` before, so it does as a value.
+        // It parsed as `T` before, so it does as a value; one that was left out is none.
         let value: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
         governance::fingerprint(&value, query)
+    }
+}
+
+impl<T: Default> JsonBody<T> {
+    fn absent() -> Self {
+        Self {
+            value: T::default(),
+            bytes: Bytes::new(),
+        }
     }
 }
 
@@ -46,7 +55,7 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for JsonBody<T> {
 
 /// As [`JsonBody`], for a route whose body may be left out.
 #[derive(Debug)]
-pub(super) struct OptionalBody<T>(pub(super) T);
+pub(super) struct OptionalBody<T>(pub(super) JsonBody<T>);
 
 impl<T: DeserializeOwned + Default> FromRequest<ApiState> for OptionalBody<T> {
     type Rejection = ApiError;
@@ -55,13 +64,14 @@ impl<T: DeserializeOwned + Default> FromRequest<ApiState> for OptionalBody<T> {
         let absent = !request.headers().contains_key(CONTENT_TYPE)
             && axum::body::HttpBody::size_hint(request.body()).exact() == Some(0);
         if absent {
-            return Ok(Self(T::default()));
+            return Ok(Self(JsonBody::absent()));
         }
         let bytes = read(request, state).await?;
         if bytes.is_empty() {
-            return Ok(Self(T::default()));
+            return Ok(Self(JsonBody::absent()));
         }
-        Ok(Self(parse(&bytes, state.settings().max_json_depth)?))
+        let value = parse(&bytes, state.settings().max_json_depth)?;
+        Ok(Self(JsonBody { value, bytes }))
     }
 }
 

@@ -86,6 +86,11 @@ impl Caller {
         state.parts.governance.look(&self.key, ip, permission)
     }
 
+    /// Keeps the role of the key, which the gate has looked up.
+    pub(super) fn note_role(&self, role: String) {
+        self.scope.notes().role = Some(role);
+    }
+
     /// Keeps where the limits stand for the answer's headers. A look does not check them.
     pub(super) fn note_limits(&self, limits: Vec<LimitRow>) {
         if !limits.is_empty() {
@@ -99,10 +104,11 @@ impl Caller {
             Read::Refused(refusal) => Err(self.refused(refusal)),
             Read::Found {
                 limits,
+                role,
                 now_ms,
                 value,
-                ..
             } => {
+                self.note_role(role);
                 self.note_limits(limits);
                 Ok((value, now_ms))
             }
@@ -116,7 +122,13 @@ impl Caller {
             metrics::counter!("agenthub_rate_limited_total", "rule" => refusal.rule.clone())
                 .increment(1);
         }
-        self.scope.notes().rule = Some(refusal.rule);
+        {
+            let mut notes = self.scope.notes();
+            notes.rule = Some(refusal.rule);
+            if refusal.role.is_some() {
+                notes.role = refusal.role;
+            }
+        }
         self.note_limits(refusal.limits);
         error
     }
@@ -157,6 +169,7 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }
+        "request_in_flight" => super::once::in_flight(),
         "idempotency_mismatch" => {
             ApiError::new(ErrorCode::IdempotencyMismatch).details(json!({ "rule": refusal.rule }))
         }
@@ -230,6 +243,7 @@ mod tests {
             ("forbidden", 403),
             ("not_found", 404),
             ("session_busy", 409),
+            ("request_in_flight", 409),
             ("idempotency_mismatch", 422),
             ("rate_limited", 429),
             ("anything else", 500),

@@ -19,6 +19,7 @@ mod finished;
 mod follow;
 mod limits;
 mod observe;
+mod once;
 mod openapi;
 mod params;
 mod policy_body;

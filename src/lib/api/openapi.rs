@@ -178,8 +178,13 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
+    if method == "post" {
+        codes.push(E::IdempotencyMismatch);
+    }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch]);
+        codes.push(E::SessionBusy);
+    } else if method == "post" {
+        codes.push(E::RequestInFlight);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),

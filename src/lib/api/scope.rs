@@ -34,6 +34,8 @@ pub(super) struct Facts {
 pub(super) struct Notes {
     pub(super) tenant: Option<TenantId>,
     pub(super) key_id: Option<KeyId>,
+    /// The role of the key, once the gate has looked it up.
+    pub(super) role: Option<String>,
     pub(super) session: Option<SessionId>,
     pub(super) run: Option<RunId>,
     pub(super) rule: Option<String>,

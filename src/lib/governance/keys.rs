@@ -10,7 +10,7 @@ use crate::messages::{
     KeyPolicy, KeyRecord, Outgoing, SCHEMA_VERSION, Signer, State, StateRecord, Topic,
 };
 use crate::runtime::clock;
-use crate::store::{Redis, StoreError};
+use crate::store::{Lock, Redis, StoreError};
 
 /// Why a change of a key did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +94,12 @@ impl Keys {
             policy: new.policy,
         };
         self.redis.add_tenant(&record.tenant).await?;
-        self.publish(&record).await?;
-        self.redis.put_key(&record).await?;
+        let lock = self.lock(&record.tenant, &record.key_id).await?;
+        if let Err(error) = self.publish(&record).await {
+            lock.release().await;
+            return Err(error);
+        }
+        self.redis.change_key(&record, lock).await?;
         Ok((record, issued))
     }
 
@@ -151,7 +155,7 @@ impl Keys {
         key_id: &KeyId,
         change: impl FnOnce(KeyRecord) -> Result<Option<KeyRecord>, KeyError>,
     ) -> Result<KeyRecord, KeyError> {
-        let lock = self.redis.lock(tenant, &format!("key:{key_id}")).await?;
+        let lock = self.lock(tenant, key_id).await?;
         match self.changed(tenant, key_id, change).await {
             Ok((record, true)) => {
                 self.redis.change_key(&record, lock).await?;
@@ -166,6 +170,10 @@ impl Keys {
                 Err(error)
             }
         }
+    }
+
+    async fn lock(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Lock, StoreError> {
+        self.redis.lock(tenant, &format!("key:{key_id}")).await
     }
 
     /// The record as it is to be, on `agent.state`; whether it is another than before.

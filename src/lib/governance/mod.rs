@@ -64,6 +64,7 @@ impl Governance {
             model: None,
             tools: Vec::new(),
             tools_allowed: None,
+            not_before: None,
             cost: 1,
             key_rules: self.key_rules.clone(),
             tenant_rules: self.tenant_rules.clone(),

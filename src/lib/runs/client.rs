@@ -160,6 +160,9 @@ pub struct SessionCreation<'a> {
     pub key_id: &'a KeyId,
     /// Generation of its event numbers.
     pub generation: u64,
+    /// The claim of the request that creates it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<super::Fence>,
 }
 
 #[derive(Serialize)]
@@ -436,16 +439,23 @@ impl Runs {
     }
 
     /// Creates a session; when it was created and when it expires, in milliseconds since the epoch.
+    /// `None` when another attempt at the same request has its claim by now: nothing is created then.
     pub async fn create_session(
         &self,
         tenant: &TenantId,
         creation: &SessionCreation<'_>,
-    ) -> Result<(u64, u64), StoreError> {
-        let (created, expires): (String, String) = self
+    ) -> Result<Option<(u64, u64)>, StoreError> {
+        let times: Vec<String> = self
             .redis
             .invoke(&scripts::SESSION_CREATE, tenant, creation, &self.settings)
             .await?;
-        Ok((created.parse().unwrap_or(0), expires.parse().unwrap_or(0)))
+        let [created, expires] = times.as_slice() else {
+            return Ok(None);
+        };
+        Ok(Some((
+            created.parse().unwrap_or(0),
+            expires.parse().unwrap_or(0),
+        )))
     }
 
     /// Erases a session and its runs; how many there were, and what is to be produced.

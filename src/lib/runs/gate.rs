@@ -29,6 +29,10 @@ pub struct Gate {
     /// The tools that the request allows: its run may use those that the key allows too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools_allowed: Option<Vec<String>>,
+    /// Milliseconds since the epoch that the limits take it to be at least; Redis' own clock when
+    /// absent. Lets a test of the windows decide what time it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<u64>,
     /// 1 when the request counts against the limits, 0 when it only looks.
     pub cost: u8,
     /// Default limits of a key.

@@ -5,6 +5,7 @@
 //! Invariant: every run that is not terminal has exactly one timer, and every terminal run has told
 //! exactly one terminal event.
 
+mod claims;
 mod client;
 mod gate;
 mod history;
@@ -16,6 +17,7 @@ mod status;
 mod transition;
 mod view;
 
+pub use claims::{Claimed, Claiming, Fence, Settlement};
 pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
 pub use gate::Gate;
 pub use history::StoredEvent;

@@ -18,6 +18,8 @@ macro_rules! scripts {
 scripts! {
     ADMIT = "admit", GATE;
     CANCEL = "cancel", GATE;
+    CLAIM = "claim", GATE;
+    SETTLE = "settle";
     READ = "read", GATE;
     SESSION_READ = "session_read", GATE;
     SESSION_CREATE = "session_create";

@@ -72,6 +72,7 @@ impl Ledger {
             ttl_ms: 60_000,
             key_id: &self.key_id,
             generation: 1,
+            claim: None,
         };
         self.runs
             .create_session(&self.tenant, &creation)
@@ -88,6 +89,7 @@ impl Ledger {
             model: None,
             tools: Vec::new(),
             tools_allowed: None,
+            not_before: None,
             cost: 1,
             key_rules: rules.iter().map(|r| (*r).into()).collect(),
             tenant_rules: Vec::new(),

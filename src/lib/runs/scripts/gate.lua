@@ -2,7 +2,7 @@
 -- that governing a request costs no round trip of its own. A refusal changes nothing.
 --
 -- A.gate: key_id, secret_hash, roles (who may), ip? (as text of bits), model?, tools? (that the request
---         cannot do without), tools_allowed? (by the request), cost (0: look only),
+--         cannot do without), tools_allowed? (by the request), not_before?, cost (0: look only),
 --         key_rules, tenant_rules = { { limit, window_ms }, … } as defaults
 --
 --   key:<id>  hash    the API key
