@@ -52,7 +52,11 @@ async fn unavailable(request: RequestBuilder, dependency: &str) {
 
 /// Whether Redis' connections break or fall silent.
 async fn redis_goes_away_and_comes_back(go_away: fn(&Forwarder)) {
-    let mut stack = Stack::bare(&[("AGENTHUB_FETCH_ALLOW", "127.0.0.2")]).await;
+    let settings = [
+        ("AGENTHUB_FETCH_ALLOW", "127.0.0.2"),
+        ("AGENTHUB_REDIS_TIMEOUT_MS", "400"), // the default
+    ];
+    let mut stack = Stack::bare(&settings).await;
     let mut url = url::Url::parse(&environment("", &[])["REDIS_URL"]).unwrap();
     let target = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(6379));
     let redis = Forwarder::to(target).await;

@@ -56,7 +56,8 @@ fn entries(
         ForwardedHeader::Forwarded => ("forwarded", forwarded),
     };
     let lines = headers.get_all(name).iter().rev();
-    lines.flat_map(move |line| line.to_str().map_or_else(|_| vec![None], read))
+    // Bytes that are no text must not hide the entries beside them, which the proxy added.
+    lines.flat_map(move |line| read(&String::from_utf8_lossy(line.as_bytes())))
 }
 
 /// The entries of a line of `X-Forwarded-For`, the last one first.

@@ -10,14 +10,19 @@
 mod admin_keys;
 mod admin_tenants;
 mod audit;
+mod auth_failures;
 mod body;
 mod caller;
 mod client_ip;
+mod connection;
+mod cors;
 mod docs;
+mod edges;
 mod exit;
 mod finished;
 mod follow;
 mod limits;
+mod malformed;
 mod observe;
 mod once;
 mod openapi;
@@ -42,6 +47,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod time;
+mod tls;
 mod tools;
 mod validate;
 mod wait;
@@ -50,6 +56,7 @@ pub use client_ip::ClientIp;
 pub use router::{RouteAccess, access, router};
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
+pub use tls::{Tls, TlsError};
 
 /// The `OpenAPI` document of the API, JSON text.
 pub fn openapi() -> &'static str {

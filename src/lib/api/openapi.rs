@@ -144,6 +144,7 @@ fn error_response(codes: &[ErrorCode]) -> Value {
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
     let mut codes = vec![
+        E::MalformedRequest,
         E::InvalidHeader,
         E::UriTooLong,
         E::HeadersTooLarge,

@@ -1,13 +1,14 @@
 //! The routes, in one table.
 
 use axum::Router;
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, admin_tenants, docs, probes, runs, sessions, stream, submit, tools};
+use super::{admin_keys, admin_tenants, cors, docs, probes, runs, sessions, stream, submit, tools};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 
@@ -156,9 +157,22 @@ pub fn router(state: ApiState) -> Router {
     let router = routes().into_iter().fold(Router::new(), |router, route| {
         router.route(route.path, route.handler)
     });
-    router
+    let mut router = router
         .fallback(async || ApiError::new(ErrorCode::RouteNotFound))
-        .method_not_allowed_fallback(async || ApiError::new(ErrorCode::MethodNotAllowed))
+        .method_not_allowed_fallback(other_method);
+    if let Some(cors) = cors::layer(&state.settings().cors_origins) {
+        router = router.layer(cors);
+    }
+    router
         .layer(from_fn_with_state(state.clone(), observe))
         .with_state(state)
+}
+
+/// A method that the path lacks; `Allow` is added to either answer.
+async fn other_method(method: Method) -> Response {
+    if method == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        ApiError::new(ErrorCode::MethodNotAllowed).into_response()
+    }
 }

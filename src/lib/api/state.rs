@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
@@ -65,6 +66,7 @@ pub struct Shared {
     pub(super) exit: Exit,
     pub(super) requests: Arc<Semaphore>,
     pub(super) waits: Arc<Semaphore>,
+    pub(super) auth_failures: AuthFailures,
 }
 
 impl std::fmt::Debug for ApiState {
@@ -88,6 +90,7 @@ impl ApiState {
             exit: Exit::new(parts.masker.clone()),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            auth_failures: AuthFailures::new(parts.settings.unauthenticated_limit),
             parts,
         }))
     }

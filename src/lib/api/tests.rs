@@ -540,7 +540,7 @@ async fn the_server_keeps_connections_and_ends_when_told() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let served = serve(listener, api.state.clone(), shutdown.clone());
+    let served = serve(listener, api.state.clone(), None, shutdown.clone());
     let client = async {
         let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
         for _ in 0..2 {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
-use super::value::{ByteCount, ForwardedHeader, Millis, Rule};
+use super::value::{ByteCount, ForwardedHeader, Millis, Origin, Rule};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -73,17 +73,41 @@ settings! {
     group_protocol: String = "AGENTHUB_GROUP_PROTOCOL", "classic";
     /// Longest time in milliseconds that a record may wait for its acknowledgement.
     produce_timeout_ms: Millis = "AGENTHUB_PRODUCE_TIMEOUT_MS", "1500";
+    /// Milliseconds after which the API takes a Redis that does not answer to be away.
+    redis_timeout_ms: Millis = "AGENTHUB_REDIS_TIMEOUT_MS", "400";
 
     /// Address on which the API listens.
     api_addr: SocketAddr = "AGENTHUB_API_ADDR", "127.0.0.1:8080";
     /// Address on which a worker serves /healthz, /readyz and /metrics; port 0 takes a free one.
     probe_addr: SocketAddr = "AGENTHUB_PROBE_ADDR", "127.0.0.1:0";
+    /// PEM file with the API's certificate and its chain; with `AGENTHUB_TLS_KEY` the API speaks TLS (1.2 and 1.3) and nothing else. Both are read again when they change, and on SIGHUP.
+    tls_cert: Option<PathBuf> = "AGENTHUB_TLS_CERT", "";
+    /// PEM file with the private key of that certificate.
+    tls_key: Option<PathBuf> = "AGENTHUB_TLS_KEY", "";
+    /// Connections that the API has at once; a further one is answered with 503 and closed.
+    max_connections: u32 = "AGENTHUB_MAX_CONNECTIONS", "16384";
+    /// Milliseconds within which a request's head must have arrived, from its first byte, or for a connection's first request from the beginning of the connection.
+    head_timeout_ms: Millis = "AGENTHUB_HEAD_TIMEOUT_MS", "10000";
+    /// Milliseconds that a connection is kept between two requests. Longer than that of a proxy in front.
+    idle_timeout_ms: Millis = "AGENTHUB_IDLE_TIMEOUT_MS", "75000";
+    /// Milliseconds after which a client that takes nothing of its answer is cut off.
+    write_timeout_ms: Millis = "AGENTHUB_WRITE_TIMEOUT_MS", "30000";
+    /// Largest request head in bytes: request line and headers.
+    max_head_bytes: ByteCount = "AGENTHUB_MAX_HEAD_BYTES", "32768";
+    /// Header lines that a request may have.
+    max_headers: usize = "AGENTHUB_MAX_HEADERS", "64";
+    /// Longest path and query of a request in bytes.
+    max_uri_bytes: ByteCount = "AGENTHUB_MAX_URI_BYTES", "8192";
     /// Largest request body in bytes.
     max_body_bytes: ByteCount = "AGENTHUB_MAX_BODY_BYTES", "262144";
     /// Deepest nesting of a JSON request body.
     max_json_depth: usize = "AGENTHUB_MAX_JSON_DEPTH", "32";
     /// Milliseconds within which a request body must have arrived.
     body_timeout_ms: Millis = "AGENTHUB_BODY_TIMEOUT_MS", "10000";
+    /// Requests without a valid key that one address (of IPv6 one /64) may send, `<limit>/<window in ms>`; further ones are answered with 429 instead of 401. Counted by each process; no limit when empty.
+    unauthenticated_limit: Option<Rule> = "AGENTHUB_UNAUTHENTICATED_LIMIT", "60/60000";
+    /// Origins such as `https://console.example.com` whose pages may call the API from a browser (CORS), comma-separated; none when empty.
+    cors_origins: Vec<Origin> = "AGENTHUB_CORS_ORIGINS", "";
     /// Proxies whose word on a client's address is taken: addresses or networks such as `10.0.0.0/8`, comma-separated.
     trusted_proxies: Vec<IpNet> = "AGENTHUB_TRUSTED_PROXIES", "";
     /// Header in which these proxies write that address: `x-forwarded-for` or `forwarded` (RFC 7239). The other one is not read.
@@ -197,6 +221,7 @@ impl Settings {
         };
         check_namespace(&self.namespace)?;
         check_group_protocol(&self.group_protocol)?;
+        self.check_edges()?;
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");
         }
@@ -207,6 +232,47 @@ impl Settings {
             return invalid("AGENTHUB_LEASE_MS", "at least 1000");
         }
         Ok(())
+    }
+}
+
+impl Settings {
+    /// What the API's connections are bounded by.
+    fn check_edges(&self) -> Result<(), ConfigError> {
+        let invalid = |name, expected: String| Err(ConfigError::Invalid { name, expected });
+        let within = |name, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            invalid(name, format!("{least} to {most}"))
+        };
+        let head = self.max_head_bytes.0;
+        within("AGENTHUB_MAX_HEAD_BYTES", head, 8192, 1 << 20)?;
+        within("AGENTHUB_MAX_URI_BYTES", self.max_uri_bytes.0, 256, 65_534)?;
+        within("AGENTHUB_MAX_HEADERS", self.max_headers, 8, 1000)?;
+        let connections = self.max_connections.try_into().unwrap_or(usize::MAX);
+        within("AGENTHUB_MAX_CONNECTIONS", connections, 1, 1 << 20)?;
+        for (name, time) in [
+            ("AGENTHUB_HEAD_TIMEOUT_MS", self.head_timeout_ms),
+            ("AGENTHUB_IDLE_TIMEOUT_MS", self.idle_timeout_ms),
+            ("AGENTHUB_WRITE_TIMEOUT_MS", self.write_timeout_ms),
+            ("AGENTHUB_BODY_TIMEOUT_MS", self.body_timeout_ms),
+            ("AGENTHUB_REDIS_TIMEOUT_MS", self.redis_timeout_ms),
+        ] {
+            if !(1..=3_600_000).contains(&time.0) {
+                return invalid(name, "1 to 3600000".to_owned());
+            }
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => invalid(
+                "AGENTHUB_TLS_KEY",
+                "a file, as AGENTHUB_TLS_CERT is given".to_owned(),
+            ),
+            (None, Some(_)) => invalid(
+                "AGENTHUB_TLS_CERT",
+                "a file, as AGENTHUB_TLS_KEY is given".to_owned(),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

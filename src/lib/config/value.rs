@@ -40,6 +40,10 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
+/// An origin as browsers write it: scheme, host and, where it is not the scheme's own, port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(pub String);
+
 /// A type that a setting can have.
 pub trait Parse: Sized {
     /// The value that `text` writes. `Err` holds what was expected, never the given text, which may
@@ -135,6 +139,20 @@ impl Parse for ForwardedHeader {
     }
 }
 
+/// What a browser would write differently would never match, and is refused.
+impl Parse for Origin {
+    fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let url = url::Url::parse(text).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && !text.contains('*'));
+        let origin = url.map(|url| url.origin().ascii_serialization());
+        match origin {
+            Some(origin) if origin == text => Ok(Self(origin)),
+            _ => Err("an origin such as https://console.example.com, without a path, and without * in it".to_owned()),
+        }
+    }
+}
+
 /// A network, or an address alone. IPv4 inside IPv6 is taken as IPv4.
 impl Parse for IpNet {
     fn parse(text: &str) -> Result<Self, String> {
@@ -173,5 +191,49 @@ impl<T: Parse> Parse for Vec<T> {
             .filter(|part| !part.trim().is_empty())
             .map(T::parse)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_exact() {
+        for text in [
+            "https://a.example",
+            "http://127.0.0.1:3000",
+            "https://[2001:db8::1]:444",
+        ] {
+            assert_eq!(Origin::parse(text), Ok(Origin(text.to_owned())));
+        }
+        for text in [
+            "*",
+            "null",
+            "a.example",
+            "https://*.a.example",
+            "https://a.example/",
+            "https://a.example/path",
+            "https://A.example",
+            "https://a.example:443",
+            "https://user@a.example",
+            "ftp://a.example",
+        ] {
+            assert!(Origin::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_an_address_or_has_a_prefix() {
+        let parse = |text| IpNet::parse(text).map(|net| net.to_string());
+        assert_eq!(parse("10.0.0.1"), Ok("10.0.0.1/32".to_owned()));
+        assert_eq!(parse("10.1.2.3/8"), Ok("10.0.0.0/8".to_owned()));
+        assert_eq!(parse(" 2001:db8::/32 "), Ok("2001:db8::/32".to_owned()));
+        assert_eq!(parse("::ffff:10.0.0.0/104"), Ok("10.0.0.0/8".to_owned()));
+        assert_eq!(parse("::ffff:10.0.0.1"), Ok("10.0.0.1/32".to_owned()));
+        assert_eq!(parse("::/96"), Ok("::/96".to_owned()));
+        for text in ["", "10.0.0.0/33", "10.0.0", "proxy", "10.0.0.0-10.0.0.9"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 }

@@ -390,7 +390,8 @@ impl Runs {
         session: &SessionId,
     ) -> Result<Option<String>, StoreError> {
         let key = format!("{}:ses:{session}", self.redis.base(tenant));
-        Ok(self.redis.connection().hget(key, "key").await?)
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.hget(key, "key")).await
     }
 
     /// The tenants that have a timer whose time has come. One pipeline for all of them.

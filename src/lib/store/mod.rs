@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, FromRedisValue, RedisError};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncCommands, FromRedisValue, IntoConnectionInfo, RedisError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
@@ -25,6 +26,10 @@ pub use address_bits::{address_bits, network_bits};
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
 pub use lock::Lock;
 pub use script::Script;
+
+/// Time after which a connection whose other end acknowledges nothing is given up and made again. Without
+/// it, a Redis whose machine is gone would be waited for until the kernel gives up, a quarter of an hour.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Why Redis did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +66,7 @@ impl From<RedisError> for StoreError {
 pub struct Redis {
     connection: ConnectionManager,
     prefix: Arc<str>,
+    timeout: Duration,
 }
 
 impl std::fmt::Debug for Redis {
@@ -84,7 +90,11 @@ impl Redis {
         namespace: &str,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let client = redis::Client::open(url.expose_secret())?;
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_user_timeout(SILENCE);
+        let address = url.expose_secret().into_connection_info()?;
+        let client = redis::Client::open(address.set_tcp_settings(tcp))?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout))
@@ -94,6 +104,7 @@ impl Redis {
         Ok(Self {
             connection,
             prefix: prefix(namespace).into(),
+            timeout,
         })
     }
 
@@ -123,14 +134,23 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
         let mut connection = self.connection.clone();
-        let answer = script
-            .prepared()
-            .key(self.base(tenant))
-            .arg(args)
-            .arg(settings)
-            .invoke_async(&mut connection)
-            .await?;
-        Ok(answer)
+        let mut call = script.prepared();
+        call.key(self.base(tenant)).arg(args).arg(settings);
+        self.within(call.invoke_async(&mut connection)).await
+    }
+
+    /// What `command` gives. Connecting, loading a script and calling it have one timeout together.
+    pub async fn within<T>(
+        &self,
+        command: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, command).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => {
+                let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                Err(StoreError::Unavailable(error.into()))
+            }
+        }
     }
 
     /// Whether Redis answers.

@@ -52,6 +52,9 @@ metrics_table! {
     Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
     Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its commit marker.";
     Gauge "agenthub_leases" "Runs that this worker owns.";
+    Gauge "agenthub_connections" "Open connections of the API's clients.";
+    Counter "agenthub_connections_refused_total" "Connections that were closed because there were too many.";
+    Counter "agenthub_tls_reloads_total" "Looks at a changed certificate, by outcome: replaced, refused.";
     Gauge "agenthub_sse_streams" "Open SSE streams of this process.";
     Counter "agenthub_stream_resyncs_total" "Times that every stream read the history again.";
     Gauge "agenthub_dependency_up" "Whether a dependency was well when it was last looked at.";

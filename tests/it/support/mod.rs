@@ -8,6 +8,7 @@ use agenthub::config::{Settings, Source};
 
 pub mod forwarder;
 pub mod ledger;
+pub mod raw;
 mod reaper;
 pub mod records;
 mod settled;

@@ -40,8 +40,13 @@ impl Process {
 
     /// Tells it to stop.
     pub fn tell_to_stop(&self) {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.child.id().to_string());
+        let told = Command::new("kill").args([&signal, &pid]).status();
         assert!(told.unwrap().success());
     }
 
@@ -141,6 +146,9 @@ impl Stack {
         // Tests look again and again; those of the limits set their own.
         default("AGENTHUB_KEY_LIMITS", "100000/1000".to_owned());
         default("AGENTHUB_TENANT_LIMITS", "100000/1000".to_owned());
+        default("AGENTHUB_UNAUTHENTICATED_LIMIT", "100000/1000".to_owned());
+        // A busy machine is no outage.
+        default("AGENTHUB_REDIS_TIMEOUT_MS", "2000".to_owned());
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
