@@ -1,10 +1,15 @@
 //! API keys: what narrows them, how they change, and how they end.
 
-use agenthub::messages::{State, StateRecord, Topic};
+use std::time::{Duration, Instant};
+
+use agenthub::governance::{NewKey, Role};
+use agenthub::messages::{KeyPolicy, State, StateRecord, Topic};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::stack::{Stack, body, shared};
+use crate::support::SIGNING;
+use crate::support::sse::Follow;
+use crate::support::stack::{Stack, body, mint, shared};
 
 const ADS: &str = "Get ROAS for advertiser 123 over 7 days";
 
@@ -229,4 +234,145 @@ async fn a_policy_that_cannot_be_meant_is_refused() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
         assert_eq!(problem["details"]["field"], field, "{problem}");
     }
+}
+
+/// Secrets rotate without a moment in which a key that was issued does not hold.
+#[tokio::test]
+async fn signing_secrets_rotate() {
+    const NEXT: &str = "t2:bmV4dC1zaWduaW5nLXNlY3JldC1uZXh0LXNpZ25pbmctc2VjcmV0";
+    let mut stack = Stack::bare(&[]).await;
+    let old = mint(&stack.keys(), &stack.tenant, Role::Client).await;
+    let ask = async |stack: &Stack, key: &str| {
+        let response = with(stack, key, Method::GET, "/v1/tools").send().await;
+        response.unwrap().status().as_u16()
+    };
+    let by_command = async |stack: &Stack| {
+        let args = [
+            "keys", "create", "--tenant", "acme", "--role", "client", "--name", "n", "--json",
+        ];
+        let key: Value = serde_json::from_str(&stack.command(&args).await).unwrap();
+        secret(&key).to_owned()
+    };
+    // The new secret is accepted before it signs, it signs while the old one is accepted, and at last
+    // the old one goes.
+    let settings = [
+        (format!("{SIGNING},{NEXT}"), 200, 200),
+        (format!("{NEXT},{SIGNING}"), 200, 200),
+        (NEXT.to_owned(), 401, 200),
+    ];
+    for (secrets, status_of_old, status_of_new) in settings {
+        stack.set("AGENTHUB_SIGNING_SECRETS", &secrets);
+        stack.spawn_all(&["api"]).await;
+        let new = by_command(&stack).await;
+        assert_eq!(ask(&stack, &old).await, status_of_old, "{secrets}");
+        assert_eq!(ask(&stack, &new).await, status_of_new, "{secrets}");
+        stack.processes.remove("api");
+    }
+}
+
+#[tokio::test]
+async fn an_expired_key_loses_its_streams() {
+    let stack = shared().await;
+    let new = NewKey {
+        tenant: stack.tenant.clone(),
+        name: "short-lived".into(),
+        role: Role::Client,
+        expires_in_s: Some(3),
+        policy: KeyPolicy::default(),
+    };
+    let began = Instant::now();
+    let (_, key) = stack.keys().create(new).await.unwrap();
+    let session = stack.session().await;
+    let path = format!("/v1/stream?session_id={session}");
+    let request = with(stack, &key.text, Method::GET, &path);
+    let mut doomed = Follow::new(request.send().await.unwrap());
+    assert_eq!(doomed.next().await.unwrap().text, "retry: 2000");
+    assert!(doomed.event().await.is_none());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3 + 5), "{took:?}");
+    let again = with(stack, &key.text, Method::GET, "/v1/tools")
+        .send()
+        .await;
+    assert_eq!(again.unwrap().status(), StatusCode::UNAUTHORIZED);
+}
+
+/// The next request anywhere is refused, and when the key was last used is told.
+#[tokio::test]
+async fn a_revocation_holds_everywhere_at_once() {
+    let mut stack = Stack::bare(&[]).await;
+    stack.spawn_all(&["api", "api-2"]).await;
+    let key = created(&stack, json!({})).await;
+    let id = key["key_id"].as_str().unwrap();
+    let path = format!("/v1/admin/api-keys/{id}");
+    let (_, unused) = body(
+        with(&stack, &stack.admin_key, Method::GET, &path)
+            .send()
+            .await
+            .unwrap(),
+    )
+    .await;
+    assert_eq!(unused["last_used_at"], Value::Null);
+    let ask = async |process: &str| {
+        let url = format!("http://{}/v1/tools", stack.processes[process].addr);
+        let request = stack.http.get(url).bearer_auth(secret(&key));
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((ask("api").await, ask("api-2").await), (200, 200));
+    let (_, used) = body(
+        with(&stack, &stack.admin_key, Method::GET, &path)
+            .send()
+            .await
+            .unwrap(),
+    )
+    .await;
+    assert!(used["last_used_at"].is_string(), "{used}");
+    let revoke = format!("{path}/revoke");
+    let revoked = with(&stack, &stack.admin_key, Method::POST, &revoke)
+        .send()
+        .await;
+    assert_eq!(revoked.unwrap().status(), StatusCode::OK);
+    assert_eq!((ask("api-2").await, ask("api").await), (401, 401));
+    // Revoking again finds what it asks for; nothing brings the key back.
+    let again = with(&stack, &stack.admin_key, Method::POST, &revoke)
+        .send()
+        .await;
+    assert_eq!(again.unwrap().status(), StatusCode::OK);
+    let rotate = with(
+        &stack,
+        &stack.admin_key,
+        Method::POST,
+        &format!("{path}/rotate"),
+    )
+    .send()
+    .await;
+    assert_eq!(rotate.unwrap().status(), StatusCode::NOT_FOUND);
+    assert_eq!(ask("api").await, 401);
+}
+
+/// The first key of an installation: by the command line with the signing secret, and in no other way.
+#[tokio::test]
+async fn the_first_key_is_made_with_the_signing_secret() {
+    let mut stack = Stack::bare(&[]).await;
+    stack.spawn_all(&["api"]).await;
+    let args = [
+        "keys", "create", "--tenant", "system", "--role", "admin", "--name", "operator", "--json",
+    ];
+    let key: Value = serde_json::from_str(&stack.command(&args).await).unwrap();
+    let path = "/v1/admin/api-keys?tenant=acme";
+    let listed = with(&stack, secret(&key), Method::GET, path)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(listed.status(), StatusCode::OK);
+    // Another secret's keys are nobody's.
+    stack.set(
+        "AGENTHUB_SIGNING_SECRETS",
+        "x1:Zm9yZ2VkLXNpZ25pbmctc2VjcmV0LWZvcmdlZC1zaWduaW5nLXM=",
+    );
+    let forged: Value = serde_json::from_str(&stack.command(&args).await).unwrap();
+    let refused = with(&stack, secret(&forged), Method::GET, path)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
 }

@@ -196,7 +196,8 @@ pub(super) async fn create(
             expires_in_s: request.expires_in_s,
             policy,
         };
-        let key_id = turn.subject.parse().map_err(|error| internal(&error))?;
+        let key_id: KeyId = turn.subject.parse().map_err(|error| internal(&error))?;
+        caller.scope.notes().target = Some(format!("key/{key_id}"));
         let (record, issued) = state.parts.keys.create_as(key_id, new).await?;
         let location = format!("/v1/admin/api-keys/{}", record.key_id);
         let body = Json(issued_body(&state, record, issued));
@@ -236,7 +237,7 @@ pub(super) async fn read(
     uri: Uri,
 ) -> Result<Json<KeyBody>, ApiError> {
     let tenant = governed(&state, &caller, &uri).await?;
-    let (record, used) = state.parts.keys.get(&tenant, &known(id)?).await?;
+    let (record, used) = state.parts.keys.get(&tenant, &known(&caller, id)?).await?;
     Ok(Json(KeyBody::new(&state.exit, record, used)))
 }
 
@@ -268,7 +269,7 @@ pub(super) async fn rotate(
     };
     let rotate = async {
         let tenant = target(caller.tenant(), named)?;
-        let (keys, id) = (&state.parts.keys, known(id)?);
+        let (keys, id) = (&state.parts.keys, known(&caller, id)?);
         let rotation = keys.rotate(&tenant, &id, grace_s, Some(&turn.subject));
         let (record, issued) = rotation.await?;
         Ok(Json(issued_body(&state, record, issued)).into_response())
@@ -299,7 +300,11 @@ pub(super) async fn revoke(
     };
     let revoke = async {
         let tenant = target(caller.tenant(), named)?;
-        let record = state.parts.keys.revoke(&tenant, &known(id)?).await?;
+        let record = state
+            .parts
+            .keys
+            .revoke(&tenant, &known(&caller, id)?)
+            .await?;
         Ok(Json(KeyBody::new(&state.exit, record, None)).into_response())
     };
     let outcome = revoke.await;
@@ -313,8 +318,10 @@ fn issued_body(state: &ApiState, record: KeyRecord, issued: IssuedKey) -> Issued
     }
 }
 
-fn known(id: PathId<KeyId>) -> Result<KeyId, ApiError> {
-    id.0.ok_or_else(|| ApiError::new(ErrorCode::NotFound))
+fn known(caller: &Caller, id: PathId<KeyId>) -> Result<KeyId, ApiError> {
+    let id = id.0.ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
+    caller.scope.notes().target = Some(format!("key/{id}"));
+    Ok(id)
 }
 
 /// The tenant that a query names.

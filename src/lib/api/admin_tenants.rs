@@ -114,6 +114,7 @@ pub(super) async fn governed(
     caller: &Caller,
     id: PathId<TenantId>,
 ) -> Result<TenantId, ApiError> {
+    caller.scope.notes().target = id.0.as_ref().map(|tenant| format!("tenant/{tenant}"));
     caller.pass(state, Permission::Tenants).await?;
     let own = caller.tenant();
     match id.0 {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::scope::Scope;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance;
@@ -77,6 +78,7 @@ impl<T: DeserializeOwned + Default> FromRequest<ApiState> for OptionalBody<T> {
 
 async fn read(request: Request, state: &ApiState) -> Result<Bytes, ApiError> {
     let settings = state.settings();
+    let scope = request.extensions().get::<Scope>().cloned();
     check_type(request.headers())?;
     let cap = settings.max_body_bytes.0;
     let declared = request.headers().get(CONTENT_LENGTH);
@@ -85,9 +87,15 @@ async fn read(request: Request, state: &ApiState) -> Result<Bytes, ApiError> {
         return Err(too_large(cap));
     }
     let body = collect(request.into_body(), cap);
-    tokio::time::timeout(settings.body_timeout_ms.duration(), body)
+    let bytes = tokio::time::timeout(settings.body_timeout_ms.duration(), body)
         .await
-        .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
+        .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))??;
+    if let Some(scope) = scope {
+        let mut notes = scope.notes();
+        let governance = &state.parts.governance;
+        notes.input_hash = Some(governance.hash_input(notes.tenant.as_ref(), &bytes));
+    }
+    Ok(bytes)
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {

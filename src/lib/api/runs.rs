@@ -216,7 +216,7 @@ async fn carry_out(
 ) -> Result<Response, ApiError> {
     let tenant = caller.tenant();
     let audit_id = format!("{run}/cancel/{}", Uuid::now_v7().simple());
-    let audit = audit::allowed(caller, &audit_id, 202, None, Some(&run))?;
+    let audit = audit::allowed(state, caller, &audit_id, None, None, Some(&run))?;
     let outcome = state
         .runs()
         .cancel(tenant, gate, &run, mode, (&audit_id, &audit))
@@ -237,6 +237,7 @@ async fn carry_out(
             outbox,
         } => {
             caller.note_limits(limits);
+            caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(tenant, &outbox).await {
                 // The ledger has decided; the sweeper produces what Kafka did not take.
                 tracing::warn!(%error, "the outbox of a cancelled run is left to the sweeper");

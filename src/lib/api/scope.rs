@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::client_ip::ClientIp;
+use crate::governance::Place;
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::runs::LimitRow;
 use crate::telemetry::TraceContext;
@@ -39,6 +40,16 @@ pub(super) struct Notes {
     pub(super) session: Option<SessionId>,
     pub(super) run: Option<RunId>,
     pub(super) rule: Option<String>,
+    /// What an admin's request changes or reads.
+    pub(super) target: Option<String>,
+    /// Keyed hash of the body.
+    pub(super) input_hash: Option<String>,
+    /// The place of the request's audit record.
+    pub(super) place: Option<Place>,
+    /// Whether the request has its audit record, in an outbox or in the trail.
+    pub(super) recorded: bool,
+    /// Whether the request was answered.
+    pub(super) answered: bool,
     pub(super) limits: Vec<LimitRow>,
     permit: Option<OwnedSemaphorePermit>,
 }

@@ -11,7 +11,7 @@ use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Governance, Keys, Tenants};
+use crate::governance::{AuditTrail, Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
 use crate::privacy::KeyCache;
@@ -36,6 +36,8 @@ pub struct ApiParts {
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// Records requests.
+    pub trail: AuditTrail,
     /// What is kept of tenants.
     pub tenants: Tenants,
     /// Data keys of sessions.

@@ -265,7 +265,14 @@ async fn admit(
     let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
     let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
     let id = format!("{run}/audit");
-    let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
+    let audit = audit::allowed(
+        state,
+        caller,
+        &id,
+        Some(202),
+        Some(&spec.session_id),
+        Some(run),
+    )?;
     let admit = Admit {
         gate: Gate {
             model: needs.model.clone(),
@@ -306,6 +313,8 @@ async fn admit(
         }
         Admission::Admitted(admitted) => {
             caller.note_limits(admitted.limits);
+            caller.note_role(admitted.role);
+            caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
                 not_produced(state, spec, how.idempotency.is_some(), error.into()).await?;
             }

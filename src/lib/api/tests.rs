@@ -25,7 +25,7 @@ use super::observe::observe;
 use super::{ApiParts, ApiState, router, serve};
 use crate::config::{Settings, Source};
 use crate::error::ErrorCode;
-use crate::governance::{Governance, Keys, Tenants};
+use crate::governance::{AuditTrail, Governance, Keys, Tenants};
 use crate::ids::{RunId, SessionId};
 use crate::kafka::{KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
@@ -115,6 +115,7 @@ impl Api {
         let api = ApiState::new(ApiParts {
             runs,
             governance: Governance::new(signer.clone(), &settings),
+            trail: AuditTrail::start(producer.clone(), &settings, &supervisor, ending.clone()),
             tenants: Tenants::new(redis.clone(), producer.clone()),
             keys: Keys::new(redis, producer, signer),
             data_keys: KeyCache::new(ring, 16),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::base::Base;
 use crate::api::{ApiParts, ApiState, Tls};
 use crate::config::Settings;
-use crate::governance::{Governance, Keys, Tenants};
+use crate::governance::{AuditTrail, Governance, Keys, Tenants};
 use crate::runtime::bind;
 use crate::stream::Streams;
 
@@ -32,6 +32,12 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.redis.clone(),
             base.outbox.producer().clone(),
             base.signer.clone(),
+        ),
+        trail: AuditTrail::start(
+            base.outbox.producer().clone(),
+            &settings,
+            &base.supervisor,
+            base.shutdown.end(),
         ),
         tenants: Tenants::new(base.redis.clone(), base.outbox.producer().clone()),
         data_keys: base.keys.clone(),

@@ -233,7 +233,7 @@ fn explain(error: &KeyError) -> anyhow::Error {
     let setting = match error {
         KeyError::Kafka(_) => "kafka (KAFKA_BROKERS): ",
         KeyError::Redis(_) => "redis (REDIS_URL): ",
-        KeyError::Unknown | KeyError::Record(_) => "",
+        KeyError::Unknown | KeyError::Reserved | KeyError::Record(_) => "",
     };
     anyhow!("{}", one_line(&format!("{setting}{error}"), usize::MAX))
 }

@@ -18,6 +18,9 @@ pub enum KeyError {
     /// There is no such key, or it was revoked: a revoked key never comes back.
     #[error("no such key")]
     Unknown,
+    /// No key can be of this tenant.
+    #[error("the tenant anonymous stands for requests without a key, and can have none")]
+    Reserved,
     /// Kafka did not take the record.
     #[error(transparent)]
     Kafka(#[from] ProduceError),
@@ -93,6 +96,9 @@ impl Keys {
             rotated_by: None,
             policy: new.policy,
         };
+        if !record.tenant.may_have_keys() {
+            return Err(KeyError::Reserved);
+        }
         self.redis.add_tenant(&record.tenant).await?;
         let lock = self.lock(&record.tenant, &record.key_id).await?;
         if let Err(error) = self.publish(&record).await {

@@ -5,6 +5,7 @@
 //! script runs the gate before it changes anything.
 
 mod api_key;
+mod audit;
 mod idempotency;
 mod keys;
 mod policy;
@@ -12,6 +13,7 @@ mod role;
 mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};
+pub use audit::{AuditTrail, Place, TrailFull};
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
 pub use policy::{PolicyError, check_policy, check_rules, parse_networks};
@@ -21,6 +23,7 @@ pub use tenants::Tenants;
 use std::net::IpAddr;
 
 use crate::config::Settings;
+use crate::ids::TenantId;
 use crate::messages::{RateRule, Signer};
 use crate::runs::Gate;
 use crate::store::address_bits;
@@ -47,6 +50,13 @@ impl Governance {
     /// Reads an API key and checks its signature, without I/O: `None` when it was not issued here.
     pub fn recognise(&self, text: &str) -> Option<PresentedKey> {
         PresentedKey::parse(text, &self.signer)
+    }
+
+    /// A keyed hash of what a tenant, or somebody unknown, sent.
+    pub fn hash_input(&self, tenant: Option<&TenantId>, input: &[u8]) -> String {
+        let anonymous = TenantId::anonymous();
+        let tenant = tenant.unwrap_or(&anonymous);
+        self.signer.hash_input(tenant.as_str(), input)
     }
 
     /// What the gate is to check for a request of `key` from `ip` that needs `permission` and counts

@@ -186,7 +186,9 @@ impl Stack {
     }
 
     pub fn kafka(&self) -> KafkaSettings {
-        KafkaSettings::from(&settings(&self.namespace, &[]))
+        // Some tests have a broker of their own.
+        let brokers = self.environment["KAFKA_BROKERS"].as_str();
+        KafkaSettings::from(&settings(&self.namespace, &[("KAFKA_BROKERS", brokers)]))
     }
 
     pub fn redis(&self) -> Redis {

@@ -44,6 +44,6 @@ local R = add_run(A, now)
 -- The command first: it is what the run waits for.
 command(R)
 emit(R, { { type = 'run.queued', data = A.queued, state = A.queued_state } })
-put(R, 'audit.logs', A.tenant, R.id .. '/audit', 'agenthub.audit', nil, A.audit)
+put(R, 'audit.logs', A.tenant, R.id .. '/audit', 'agenthub.audit', nil, completed(A.audit, found.role))
 save(R)
 return { 'admitted', found.rows, pending, found.role }
