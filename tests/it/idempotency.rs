@@ -323,7 +323,7 @@ async fn a_request_in_flight_is_waited_for_and_one_that_died_is_taken_over() {
     let session: Value = serde_json::from_slice(&made.bytes).unwrap();
     assert_eq!(session["session_id"], subject.as_str());
     // … and the first one, should it still live, makes nothing any more.
-    let settlement = agenthub::runs::Settlement::Refused;
+    let settlement = agenthub::runs::ClaimEnd::Refused;
     let runs = stack.runs();
     let settled = runs.settle(&stack.tenant, &fence, settlement, 1000);
     assert!(!settled.await.unwrap());

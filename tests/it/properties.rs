@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use agenthub::messages::RateRule;
-use agenthub::runs::{Claimed, Claiming, Fence, Read, Settlement};
+use agenthub::runs::{ClaimEnd, Claimed, Claiming, Fence, Read};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -227,9 +227,9 @@ fn claims_follow_their_state_machine() {
                     };
                     let answer = format!("a{number}");
                     let settlement = [
-                        Settlement::Done(&answer),
-                        Settlement::Refused,
-                        Settlement::Unknown,
+                        ClaimEnd::Done(&answer),
+                        ClaimEnd::Refused,
+                        ClaimEnd::Unknown,
                     ][outcome];
                     let fence = Fence {
                         key: KEYS[key].to_owned(),
@@ -247,8 +247,8 @@ fn claims_follow_their_state_machine() {
                         continue;
                     }
                     match settlement {
-                        Settlement::Refused => _ = model.remove(&key),
-                        Settlement::Done(_) | Settlement::Unknown => {
+                        ClaimEnd::Refused => _ = model.remove(&key),
+                        ClaimEnd::Done(_) | ClaimEnd::Unknown => {
                             let claim = model.get_mut(&key).unwrap();
                             claim.owner = None;
                             if outcome == 0 {

@@ -7,6 +7,7 @@
 //! Invariant: nothing leaves but through `exit` or as an error written in [`crate::error`]; every
 //! answer carries its trace id.
 
+mod admin_budget;
 mod admin_keys;
 mod admin_tenants;
 mod audit;
@@ -31,6 +32,7 @@ mod policy_body;
 mod probes;
 mod problem;
 mod request_headers;
+mod retry;
 mod router;
 mod run_body;
 mod run_view;

@@ -20,7 +20,7 @@ use super::request_headers::idempotency_key;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{IdempotencyKey, Permission};
-use crate::runs::{Claimed, Claiming, Fence, Settlement};
+use crate::runs::{ClaimEnd, Claimed, Claiming, Fence};
 
 /// Longer than a request of these routes takes; one that dies blocks its key so long.
 const LEASE_MS: u64 = 10_000;
@@ -169,9 +169,9 @@ impl Turn {
             Err(error) => {
                 let unknown = error.code.status() >= 500;
                 let settlement = if unknown {
-                    Settlement::Unknown
+                    ClaimEnd::Unknown
                 } else {
-                    Settlement::Refused
+                    ClaimEnd::Refused
                 };
                 if let Err(error) = settle(settlement).await {
                     tracing::warn!(%error, "the claim of a request that failed is left to its lease");
@@ -200,7 +200,7 @@ impl Turn {
             .ring()
             .seal_for(&owner_of(caller, &fence.key), &kept);
         // An answer that cannot be kept is not given: the repeat would get another one.
-        if !settle(Settlement::Done(&sealed)).await? {
+        if !settle(ClaimEnd::Done(&sealed)).await? {
             return Err(in_flight());
         }
         parts.headers.remove("content-length");

@@ -8,7 +8,10 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, admin_tenants, cors, docs, probes, runs, sessions, stream, submit, tools};
+use super::{
+    admin_budget, admin_keys, admin_tenants, cors, docs, probes, retry, runs, sessions, stream,
+    submit, tools,
+};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 
@@ -71,6 +74,18 @@ pub(super) fn routes() -> Vec<Route> {
             Needs(P::Runs),
             post(runs::cancel),
         ),
+        (
+            &p,
+            "/v1/runs/{run_id}/retry",
+            Needs(P::Runs),
+            post(retry::retry),
+        ),
+        (
+            &p,
+            "/v1/runs/{run_id}/steps/{step_id}/resolve",
+            Needs(P::Runs),
+            post(retry::resolve),
+        ),
         (&g, "/v1/stream", Needs(P::Runs), get(stream::follow)),
         (&g, "/v1/tools", Needs(P::Tools), get(tools::list)),
         (
@@ -114,6 +129,24 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/tenants/{tenant}/limits",
             Needs(P::Tenants),
             get(admin_tenants::read_limits),
+        ),
+        (
+            &Method::PUT,
+            "/v1/admin/tenants/{tenant}/budget",
+            Needs(P::Budgets),
+            put(admin_budget::set),
+        ),
+        (
+            &g,
+            "/v1/admin/tenants/{tenant}/budget",
+            Needs(P::Budgets),
+            get(admin_budget::read),
+        ),
+        (
+            &g,
+            "/v1/admin/tenants/{tenant}/usage",
+            Needs(P::Budgets),
+            get(admin_budget::usage),
         ),
         (&g, "/healthz", Open, get(probes::healthz)),
         (&g, "/readyz", Open, get(probes::readyz)),

@@ -48,6 +48,10 @@ pub(super) struct NewSession {
     #[serde(default)]
     #[schema(max_length = 256)]
     subject: Option<String>,
+    /// The most that its runs may cost together, in US dollars; counted in millionths.
+    #[serde(default)]
+    #[schema(minimum = 0)]
+    max_cost_usd: Option<f64>,
     /// The client's own labels: at most 16, names of at most 64 and values of at most 256 characters.
     #[serde(default)]
     metadata: Labels,
@@ -95,13 +99,14 @@ pub(super) async fn create(
     }
     validate::text("/subject", new.subject.as_deref(), MAX_SUBJECT)?;
     validate::labels(&new.metadata)?;
+    let budget = validate::micro_usd("/max_cost_usd", new.max_cost_usd)?;
     state.require_kafka()?;
     let subject = SessionId::generate().to_string();
     let begun = once.begin(&state, &caller, Permission::Sessions, Some(&body), subject);
     match begun.await? {
         Begun::Replay(response) => Ok(response),
         Begun::Turn(turn) => {
-            let outcome = make(&state, &caller, body.value, ttl_s, &turn).await;
+            let outcome = make(&state, &caller, body.value, (ttl_s, budget), &turn).await;
             turn.end(&state, &caller, outcome).await
         }
     }
@@ -111,7 +116,7 @@ async fn make(
     state: &ApiState,
     caller: &Caller,
     new: NewSession,
-    ttl_s: u64,
+    (ttl_s, budget): (u64, Option<u64>),
     turn: &Turn,
 ) -> Result<Response, ApiError> {
     let tenant = caller.tenant();
@@ -131,6 +136,7 @@ async fn make(
         context: new.context.map(|v| key.seal(v.to_string().as_bytes())),
         subject: new.subject.map(|text| key.seal(text.as_bytes())),
         metadata: (!new.metadata.is_empty()).then(|| key.seal(&labels)),
+        max_cost_micro_usd: budget,
         ttl_ms: ttl_s * 1000,
         key_id: caller.key.key_id.clone(),
         created_ms: clock::now_ms(),
@@ -141,6 +147,7 @@ async fn make(
         context: record.context.clone(),
         subject: record.subject.clone(),
         metadata: record.metadata.clone(),
+        budget,
         ttl_ms: record.ttl_ms,
         key_id: &caller.key.key_id,
         generation: FIRST_GENERATION,

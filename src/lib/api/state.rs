@@ -11,9 +11,10 @@ use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{AuditTrail, Governance, Keys, Tenants};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
+use crate::pricing::Prices;
 use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
@@ -40,6 +41,10 @@ pub struct ApiParts {
     pub trail: AuditTrail,
     /// What is kept of tenants.
     pub tenants: Tenants,
+    /// Tenants' budgets.
+    pub budgets: Budgets,
+    /// Prices of models.
+    pub prices: Arc<Prices>,
     /// Data keys of sessions.
     pub data_keys: KeyCache,
     /// Masks what leaves.

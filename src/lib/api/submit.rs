@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::header::{LOCATION, VARY};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
@@ -20,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{OnConflict, RunSpec};
+use crate::messages::{CommandKind, OnConflict, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, Gate, RunStatus};
@@ -102,6 +103,7 @@ async fn submit(
     submission: Submission,
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
+    priced(state, &submission)?;
     state.require_kafka()?;
     let Ok(session) = submission.session.parse::<SessionId>() else {
         return Err(caller.not_found(state, Permission::Runs).await);
@@ -109,19 +111,32 @@ async fn submit(
     caller.scope.notes().session = Some(session.clone());
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
-    let needs = Needs::of(state, &submission, plan.as_ref());
+    let tools = plan.iter().flat_map(|(_, plan)| &plan.steps);
+    let tools = tools.map(|step| step.tool.clone()).collect();
     let plan = plan.map(|(sealed, _)| sealed);
     let spec = specify(caller, submission, session, &key);
-    let (run, replayed) = admit(
+    start(
         state,
         caller,
         how,
         &spec,
-        plan.as_ref(),
-        &needs,
+        (plan.as_ref(), tools),
         fingerprint,
     )
-    .await?;
+    .await
+}
+
+/// Starts the run, and waits for its end as far as the client wants to. A plan that is given comes with
+/// the tools that its key must allow.
+pub(super) async fn start(
+    state: &ApiState,
+    caller: &Caller,
+    how: &Submitting,
+    spec: &RunSpec,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
+    fingerprint: &str,
+) -> Result<Response, ApiError> {
+    let (run, replayed) = admit(state, caller, how, spec, (plan, tools), fingerprint).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -130,7 +145,7 @@ async fn submit(
     };
     let mut response = match ended {
         Some(ended) => Json(ended).into_response(),
-        None => accepted(spec.session_id, run),
+        None => accepted(spec.session_id.clone(), run),
     };
     let headers = response.headers_mut();
     if replayed {
@@ -147,6 +162,21 @@ async fn submit(
     Ok(response)
 }
 
+/// Refuses a model whose calls cannot be paid for: without a price there is no bound to reserve.
+fn priced(state: &ApiState, submission: &Submission) -> Result<(), ApiError> {
+    if submission.kind == RunKind::Execute {
+        return Ok(());
+    }
+    let model = submission.model.as_ref().unwrap_or(&state.settings().model);
+    match state.parts.prices.price(model, Timestamp::now()) {
+        Some(_) => Ok(()),
+        None => Err(ApiError::field(
+            "/model",
+            "the model has no price, so its calls cannot be budgeted",
+        )),
+    }
+}
+
 fn accepted(session_id: SessionId, run_id: RunId) -> Response {
     let links = Links::of(run_id.as_str());
     let location = format!("/v1/runs/{run_id}");
@@ -157,29 +187,6 @@ fn accepted(session_id: SessionId, run_id: RunId) -> Response {
         links,
     };
     (StatusCode::ACCEPTED, [(LOCATION, location)], Json(body)).into_response()
-}
-
-/// What the key must allow a run to use.
-struct Needs {
-    /// The model that plans.
-    model: Option<String>,
-    /// The tools of a plan that is given.
-    tools: Vec<String>,
-    /// The tools that the request allows.
-    tools_allowed: Option<Vec<String>>,
-}
-
-impl Needs {
-    fn of(state: &ApiState, submission: &Submission, plan: Option<&(Sealed, Plan)>) -> Self {
-        let plans = matches!(submission.plan, PlanSource::Planner);
-        let model = submission.model.as_ref().unwrap_or(&state.settings().model);
-        let steps = plan.map_or(&[][..], |(_, plan)| &plan.steps);
-        Self {
-            model: plans.then(|| model.clone()),
-            tools: steps.iter().map(|step| step.tool.clone()).collect(),
-            tools_allowed: submission.tools_allowed.clone(),
-        }
-    }
 }
 
 /// The plan of an `execute` run, sealed and open.
@@ -236,7 +243,7 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
             .context
             .map(|context| key.seal(context.to_string().as_bytes())),
         plan: None, // it travels beside the specification, as a plan that was made does
-        tools_allowed: None, // what the key allows too is known to the script, which writes it
+        tools_allowed: submission.tools_allowed,
         model: submission.model,
         max_steps: submission.max_steps,
         max_cost_micro_usd: submission.max_cost_micro_usd,
@@ -254,16 +261,26 @@ async fn admit(
     caller: &Caller,
     how: &Submitting,
     spec: &RunSpec,
-    plan: Option<&Sealed>,
-    needs: &Needs,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
     fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
     let facts = caller.scope.facts();
     let claim = how.idempotency.as_ref();
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
-    let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
-    let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
+    // What the key allows too is known to the script, which writes it into the specification.
+    let tools_allowed = spec.tools_allowed.clone();
+    let untold = RunSpec {
+        tools_allowed: None,
+        ..spec.clone()
+    };
+    let text = serde_json::to_string(&untold).map_err(|error| internal(&error))?;
+    let model = spec.model.as_ref().unwrap_or(&state.settings().model);
+    let mut queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms });
+    if let Some(source) = &spec.retry_of {
+        queued["retry_of"] = json!(source);
+    }
+    let queued = queued.to_string();
     let id = format!("{run}/audit");
     let audit = audit::allowed(
         state,
@@ -275,9 +292,9 @@ async fn admit(
     )?;
     let admit = Admit {
         gate: Gate {
-            model: needs.model.clone(),
-            tools: needs.tools.clone(),
-            tools_allowed: needs.tools_allowed.clone(),
+            model: plan.is_none().then(|| model.clone()),
+            tools,
+            tools_allowed,
             ..caller.gate(state, Permission::Runs)
         },
         idempotency: claim.as_deref().map(|key| Claim {
@@ -289,11 +306,17 @@ async fn admit(
         run,
         session: &spec.session_id,
         kind: spec.kind,
-        stage: spec.kind.first_command(),
+        // A retry goes on with the plan of the run before it.
+        stage: match plan {
+            Some(_) => CommandKind::Execute,
+            None => spec.kind.first_command(),
+        },
         spec: &text,
         deadline: spec.deadline_ms,
         parallel: spec.on_conflict == OnConflict::Parallel,
         reject: spec.on_conflict == OnConflict::Reject,
+        budget: spec.max_cost_micro_usd,
+        retry_of: spec.retry_of.as_ref(),
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,

@@ -6,6 +6,7 @@
 
 mod api_key;
 mod audit;
+mod budgets;
 mod idempotency;
 mod keys;
 mod policy;
@@ -14,6 +15,7 @@ mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};
 pub use audit::{AuditTrail, Place, TrailFull};
+pub use budgets::Budgets;
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
 pub use policy::{PolicyError, check_policy, check_rules, parse_networks};

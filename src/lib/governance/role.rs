@@ -53,16 +53,19 @@ pub enum Permission {
     Keys,
     /// Set and read what holds for the tenant as a whole.
     Tenants,
+    /// See and set what the tenant may spend.
+    Budgets,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Sessions,
         Self::Runs,
         Self::Tools,
         Self::Keys,
         Self::Tenants,
+        Self::Budgets,
     ];
 
     /// What it allows.
@@ -73,6 +76,7 @@ impl Permission {
             Self::Tools => "see the tools",
             Self::Keys => "manage the API keys of the tenant",
             Self::Tenants => "read and set what holds for the tenant as a whole",
+            Self::Budgets => "read and set what the tenant may spend, read what it used",
         }
     }
 
@@ -80,7 +84,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Tenants => &[Role::Admin],
+            Self::Keys | Self::Tenants | Self::Budgets => &[Role::Admin],
         }
     }
 }

@@ -20,7 +20,7 @@ pub use event::{Event, EventBatch, EventId, EventType};
 pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
 pub use signature::{SignatureError, Signer};
 pub use state::{
-    KeyPolicy, KeyRecord, RateRule, SessionRecord, State, StateRecord, TenantRecord,
+    BudgetRecord, KeyPolicy, KeyRecord, RateRule, SessionRecord, State, StateRecord, TenantRecord,
     session_record_key,
 };
 

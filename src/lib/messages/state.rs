@@ -28,15 +28,19 @@ pub enum State {
     Session(SessionRecord),
     /// What holds for a tenant as a whole.
     Tenant(TenantRecord),
+    /// A tenant's budget.
+    Budget(BudgetRecord),
 }
 
 impl State {
-    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>` or `tenant/<tenant>`.
+    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>`, `tenant/<tenant>` or
+    /// `budget/<tenant>`.
     pub fn record_key(&self) -> String {
         match self {
             Self::ApiKey(key) => format!("key/{}/{}", key.tenant, key.key_id),
             Self::Session(session) => session_record_key(&session.tenant, &session.session_id),
             Self::Tenant(record) => format!("tenant/{}", record.tenant),
+            Self::Budget(budget) => format!("budget/{}", budget.tenant),
         }
     }
 }
@@ -109,6 +113,16 @@ pub struct KeyPolicy {
     pub ips_allowed: Option<Vec<IpNet>>,
 }
 
+/// What a tenant may spend in each calendar month (UTC).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BudgetRecord {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Millionths of a US dollar; no limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_micro_usd: Option<u64>,
+}
+
 /// A session: what a rebuild needs of it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SessionRecord {
@@ -127,6 +141,9 @@ pub struct SessionRecord {
     /// The client's labels; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Sealed>,
+    /// The most that its runs may cost together, in millionths of a US dollar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost_micro_usd: Option<u64>,
     /// Milliseconds to live without a read.
     pub ttl_ms: u64,
     /// The key that created it.

@@ -56,7 +56,7 @@ pub enum Claimed {
 
 /// How a claim ends.
 #[derive(Debug, Clone, Copy)]
-pub enum Settlement<'a> {
+pub enum ClaimEnd<'a> {
     /// The request was carried out, and answered so; sealed.
     Done(&'a str),
     /// Nothing was done: the key is free again.
@@ -112,7 +112,7 @@ impl Runs {
         &self,
         tenant: &TenantId,
         fence: &Fence,
-        settlement: Settlement<'_>,
+        settlement: ClaimEnd<'_>,
         ttl_ms: u64,
     ) -> Result<bool, StoreError> {
         #[derive(Serialize)]
@@ -125,9 +125,9 @@ impl Runs {
             answer: Option<&'a str>,
         }
         let (outcome, answer) = match settlement {
-            Settlement::Done(answer) => ("done", Some(answer)),
-            Settlement::Refused => ("refused", None),
-            Settlement::Unknown => ("unknown", None),
+            ClaimEnd::Done(answer) => ("done", Some(answer)),
+            ClaimEnd::Refused => ("refused", None),
+            ClaimEnd::Unknown => ("unknown", None),
         };
         let args = Args {
             fence,

@@ -9,6 +9,7 @@ mod claims;
 mod client;
 mod gate;
 mod history;
+mod money;
 mod outbox;
 mod record;
 mod reply;
@@ -17,17 +18,20 @@ mod status;
 mod transition;
 mod view;
 
-pub use claims::{Claimed, Claiming, Fence, Settlement};
-pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
+pub use claims::{ClaimEnd, Claimed, Claiming, Fence};
+pub use client::{
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+};
 pub use gate::Gate;
 pub use history::StoredEvent;
+pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{
-    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, Recorded, Renewal, Sweep,
-    Transition, UsageDelta,
+    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, OverBudget, Recorded, Renewal,
+    Reservation, Settlement, Sweep, Transition,
 };
 pub use view::{RunView, SessionView};
 

@@ -69,6 +69,7 @@ impl Ledger {
             context: None,
             subject: None,
             metadata: None,
+            budget: None,
             ttl_ms: 60_000,
             key_id: &self.key_id,
             generation: 1,
@@ -110,6 +111,8 @@ impl Ledger {
             deadline: now_ms() + 60_000,
             parallel: false,
             reject: false,
+            budget: None,
+            retry_of: None,
             traceparent: None,
             plan: None,
             queued: "{}",
@@ -159,6 +162,9 @@ impl Ledger {
             deadline: now_ms() + 60_000,
             parallel: false,
             traceparent: None,
+            key_id: &self.key_id,
+            budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()
