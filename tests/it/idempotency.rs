@@ -341,6 +341,7 @@ async fn an_attempt_that_was_overtaken_creates_no_session() {
         context: None,
         subject: None,
         metadata: None,
+        budget: None,
         ttl_ms: 60_000,
         key_id: &ledger.key_id,
         generation: 1,
