@@ -5,15 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use agenthub::ids::{RunId, SessionId};
 use agenthub::messages::{AuditDecision, AuditRecord, Topic};
 use futures_util::future::join_all;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use sha2::Digest;
 use tokio::io::AsyncWriteExt;
 
 use crate::support::broker::Broker;
 use crate::support::eventually;
 use crate::support::stack::Stack;
+
+/// A request that was sent: trace, status, role, route, rule.
+type Row<'a> = (String, u16, Option<&'a str>, &'a str, Option<&'a str>);
 
 /// A trace id that no other request has.
 fn trace() -> String {
@@ -82,10 +87,8 @@ async fn every_request_has_its_record() {
     let (created, _, key) = send(&admin, "POST", "/v1/admin/api-keys", Some(key)).await;
     let key = key["key_id"].as_str().unwrap().to_owned();
     let path = format!("/v1/runs/{run}");
-    let nobodys = format!("/v1/runs/{}", agenthub::ids::RunId::generate());
+    let nobodys = format!("/v1/runs/{}", RunId::generate());
 
-    // Trace, status, role, route, rule.
-    type Row<'a> = (String, u16, Option<&'a str>, &'a str, Option<&'a str>);
     let mut expected: Vec<Row<'_>> = vec![
         (made, 201, Some("client"), "/v1/sessions", None),
         (started.clone(), 202, Some("client"), "/v1/runs", None),
@@ -270,11 +273,11 @@ async fn every_request_has_its_record() {
 
     let one = |trace: &str| &found[trace][0];
     assert_eq!(
-        one(&started).session_id.as_ref().map(|s| s.as_str()),
+        one(&started).session_id.as_ref().map(SessionId::as_str),
         Some(session.as_str())
     );
     assert_eq!(
-        one(&started).run_id.as_ref().map(|r| r.as_str()),
+        one(&started).run_id.as_ref().map(RunId::as_str),
         Some(run.as_str())
     );
     assert_eq!(
@@ -283,7 +286,6 @@ async fn every_request_has_its_record() {
     );
     // The input is there as a keyed hash: equal for equal inputs, and nobody's guess without the key.
     let hash = one(&started).input_hash.clone().unwrap();
-    use sha2::Digest;
     let plain = hex::encode(sha2::Sha256::digest(goal.to_string().as_bytes()));
     assert_eq!(hash.len(), 64);
     assert_ne!(hash, plain);

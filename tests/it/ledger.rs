@@ -360,7 +360,7 @@ async fn a_key_without_a_free_slot_waits_and_no_other_key_with_it() {
         commands.map(|e| e.run_id.clone()).collect::<Vec<_>>()
     };
     assert_eq!(end_of(&others).await, []);
-    assert_eq!(end_of(first).await, [second.clone()]);
+    assert_eq!(end_of(first).await, std::slice::from_ref(second));
     assert_eq!(acquire(&ledger, third).await, Outcome::Waiting);
     assert_eq!(acquire(&ledger, second).await, Outcome::Acquired);
     // One that waits can end too; its place goes with it.

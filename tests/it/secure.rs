@@ -115,7 +115,7 @@ async fn tls_is_spoken_from_1_2_on_and_nothing_else() {
     let old = old.await.unwrap().unwrap();
     assert!(!old.status.success(), "{old:?}");
     assert!(
-        String::from_utf8_lossy(&old.stderr).contains("alert protocol version"),
+        String::from_utf8_lossy(&old.stderr).contains("SSL alert number"),
         "{old:?}"
     );
     // Plain HTTP gets nothing, and a greeting that does not come is waited for only so long.

@@ -24,21 +24,17 @@ pub(super) fn reserve(state: &ApiState, scope: &Scope) -> Result<(), ApiError> {
     if !is_recorded(&scope.facts().route) {
         return Ok(());
     }
-    match state.parts.trail.reserve() {
-        Ok(place) => {
-            scope.notes().place = place;
-            Ok(())
-        }
-        Err(_) => {
-            scope.notes().rule = Some("audit_buffer".to_owned());
-            Err(ApiError {
-                retry_after_ms: Some(1000),
-                ..ApiError::new(ErrorCode::Overloaded)
-                    .detail("the request cannot be recorded at the moment")
-                    .details(serde_json::json!({ "rule": "audit_buffer" }))
-            })
-        }
+    if let Ok(place) = state.parts.trail.reserve() {
+        scope.notes().place = place;
+        return Ok(());
     }
+    scope.notes().rule = Some("audit_buffer".to_owned());
+    Err(ApiError {
+        retry_after_ms: Some(1000),
+        ..ApiError::new(ErrorCode::Overloaded)
+            .detail("the request cannot be recorded at the moment")
+            .details(serde_json::json!({ "rule": "audit_buffer" }))
+    })
 }
 
 /// Records an answered request, unless its record rides in an outbox.

@@ -153,6 +153,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], max_depth: usize) -> Result<T, ApiEr
         return Err(ApiError::new(ErrorCode::BodyTooDeep)
             .detail(format!("more than {max_depth} levels of nesting")));
     }
+    // An array would be taken for the fields of a struct in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let array = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+        return Err(array.map_or_else(
+            |error| malformed(&error),
+            |_| ApiError::field("", "expected an object"),
+        ));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json);
     match parsed {
@@ -323,6 +331,8 @@ mod tests {
             "/items/0/b~1c"
         );
         assert_eq!(field("[]").0, "");
+        assert_eq!(field(r#" ["x", 1, []]"#).0, "");
+        assert_eq!(error("[1,").code, ErrorCode::InvalidJson);
         assert_eq!(field("7").0, "");
     }
 

@@ -46,12 +46,15 @@ impl ClientIp {
     }
 }
 
-/// The entries of the header, the last one first; `None` for one that names no address.
+/// Entries of a line; `None` for one that names no address.
+type Entries = Vec<Option<IpAddr>>;
+
+/// The entries of the header, the last one first.
 fn entries(
     headers: &HeaderMap,
     header: ForwardedHeader,
 ) -> impl Iterator<Item = Option<IpAddr>> + '_ {
-    let (name, read): (_, fn(&str) -> Vec<Option<IpAddr>>) = match header {
+    let (name, read): (_, fn(&str) -> Entries) = match header {
         ForwardedHeader::XForwardedFor => ("x-forwarded-for", x_forwarded_for),
         ForwardedHeader::Forwarded => ("forwarded", forwarded),
     };
@@ -61,13 +64,13 @@ fn entries(
 }
 
 /// The entries of a line of `X-Forwarded-For`, the last one first.
-fn x_forwarded_for(line: &str) -> Vec<Option<IpAddr>> {
+fn x_forwarded_for(line: &str) -> Entries {
     line.rsplit(',').map(|entry| node(entry.trim())).collect()
 }
 
 /// The `for` of each element of a line of `Forwarded`, the last one first. A line that is not well-formed
 /// says nothing: a quote that a client left open would else swallow what its proxy added.
-fn forwarded(line: &str) -> Vec<Option<IpAddr>> {
+fn forwarded(line: &str) -> Entries {
     let Some(mut elements) = elements(line) else {
         return vec![None];
     };
@@ -76,7 +79,7 @@ fn forwarded(line: &str) -> Vec<Option<IpAddr>> {
 }
 
 /// An element is `pair *( ";" pair )`, a pair `token "=" ( token / quoted-string )`.
-fn elements(line: &str) -> Option<Vec<Option<IpAddr>>> {
+fn elements(line: &str) -> Option<Entries> {
     let mut elements = Vec::new();
     let mut rest = line.trim_start();
     let mut node_of_element = None;

@@ -67,10 +67,31 @@ fn build() -> Value {
             let operations = item.as_object_mut().into_iter().flatten();
             for (method, operation) in operations {
                 complete(method, path, operation);
+                refine(operation);
             }
         }
     }
     document
+}
+
+/// Forms of parameters, which are the same wherever they occur.
+const FORMS: &[(&str, &str)] = &[
+    ("tenant", "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    ("Idempotency-Key", "^[!-~]{1,255}$"),
+    ("Last-Event-ID", "^[0-9]{1,18}-[0-9]{1,18}$"),
+    ("after", "^[0-9]{1,18}-[0-9]{1,18}$"),
+];
+
+/// Says the form of the parameters that have one.
+fn refine(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters");
+    let parameters = parameters.and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        let form = FORMS.iter().find(|(name, _)| parameter["name"] == *name);
+        if let Some((_, pattern)) = form {
+            parameter["schema"]["pattern"] = json!(pattern);
+        }
+    }
 }
 
 fn headers() -> Value {
@@ -142,6 +163,14 @@ fn error_response(codes: &[ErrorCode]) -> Value {
     json!({ "description": descriptions.join(" "), "content": content })
 }
 
+/// Routes whose `POST` starts a run.
+const STARTS: [&str; 4] = [
+    "/v1/plan",
+    "/v1/execute",
+    "/v1/runs",
+    "/v1/runs/{run_id}/retry",
+];
+
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
@@ -177,12 +206,6 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);

@@ -33,6 +33,7 @@ pub(super) struct Route {
 }
 
 /// Every route.
+#[allow(clippy::too_many_lines)] // one table
 pub(super) fn routes() -> Vec<Route> {
     use Access::{Needs, Open};
     use Permission as P;

@@ -46,7 +46,7 @@ pub(super) struct NewSession {
     ttl_s: Option<u64>,
     /// Whom it is about, at most 256 characters.
     #[serde(default)]
-    #[schema(max_length = 256)]
+    #[schema(min_length = 1, max_length = 256)]
     subject: Option<String>,
     /// The most that its runs may cost together, in US dollars; counted in millionths.
     #[serde(default)]

@@ -84,8 +84,9 @@ impl Sums {
                 let sum = sum.get_mut();
                 sum.count = sum.count.saturating_add(count);
                 // What is true of all of them stays.
-                let same = |a: &Option<String>, b: &Option<String>| a.clone().filter(|_| a == b);
-                sum.ip = same(&sum.ip, &record.ip);
+                if sum.ip != record.ip {
+                    sum.ip = None;
+                }
                 sum.trace_id = None;
                 sum.input_hash = None;
                 if sum.key_id != record.key_id {
@@ -304,6 +305,10 @@ mod tests {
             input_tokens: 0,
             output_tokens: 0,
             cost_micro_usd: 0,
+            call: None,
+            settlement: None,
+            delta_micro_usd: None,
+            month: None,
             ip: Some(ip.to_owned()),
             trace_id: Some("t".to_owned()),
             duration_ms: 0,

@@ -144,13 +144,9 @@ impl Redis {
         &self,
         command: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.timeout, command).await {
-            Ok(outcome) => Ok(outcome?),
-            Err(_) => {
-                let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                Err(StoreError::Unavailable(error.into()))
-            }
-        }
+        let outcome = tokio::time::timeout(self.timeout, command).await;
+        let late = std::io::ErrorKind::TimedOut;
+        Ok(outcome.map_err(|_| StoreError::Unavailable(std::io::Error::from(late).into()))??)
     }
 
     /// Whether Redis answers.
