@@ -84,6 +84,9 @@ error_codes! {
     SessionBusy = "session_busy", 409, "The session has a live run";
         "The request said `\"on_conflict\": \"reject\"`, and its session has a run that has not ended."
         "Wait for the run to end, cancel it, or use `enqueue` (wait in line) or `parallel`."
+    RequestInFlight = "request_in_flight", 409, "The same request is being carried out";
+        "Another request with the same `Idempotency-Key`, on the same route and with the same content, has not been answered yet."
+        "Repeat the request after the seconds that `Retry-After` gives: the answer is then the one that the other request gets."
     RunEnded = "run_ended", 409, "The run has ended";
         "The request would change a run that has already ended in another way: `details.status` says how."
         "Read the run; nothing can change it any more."
@@ -112,7 +115,7 @@ error_codes! {
         "The plan names an unknown tool, its arguments do not fit the tool's schema, its references or dependencies do not resolve, or it breaks a limit. `details.problems` lists everything that was found, each with a code, a JSON pointer into the plan and a message."
         "Correct what `details.problems` lists; `GET /v1/tools` gives the tools and their schemas."
     IdempotencyMismatch = "idempotency_mismatch", 422, "The Idempotency-Key was used for another request";
-        "The same `Idempotency-Key` came before, on the same route, with another body or query. Nothing was started."
+        "The same `Idempotency-Key` came before, on the same route, with another body, query or id in the path. Nothing was done."
         "Use a fresh key for every new request, and the old one only to repeat the same request unchanged."
     RateLimited = "rate_limited", 429, "Too many requests";
         "A rate limit of the key or of its tenant is used up: `details.rule` names it. The refused request consumed nothing. `unauthenticated_address` means that too many requests without a valid key came from the client's address: requests with a valid key are not refused for it."

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agenthub::api::access;
 use agenthub::config::{REFERENCE, Source, StorageSettings};
+use agenthub::governance::Role;
 use agenthub::ids::{RunId, SessionId, TenantId};
 use agenthub::telemetry::{Kind, METRICS};
 use agenthub::tools::retrieval::corpus::Corpus;
@@ -135,6 +137,35 @@ fn metrics() {
     }
     let path = "docs/operations.md";
     is_current(path, &with_part(path, "metrics", &table));
+}
+
+/// Who may use which route.
+#[test]
+fn permissions() {
+    let mut table = String::from("| route | permission |");
+    for role in Role::ALL {
+        write!(table, " {} |", role.as_str()).unwrap();
+    }
+    table.push_str("\n|---|---|---|---|---|\n");
+    for route in access() {
+        let Some(permission) = route.permission else {
+            continue;
+        };
+        let row = format!(
+            "| `{} {}` | {} |",
+            route.method,
+            route.path,
+            permission.describe()
+        );
+        table.push_str(&row);
+        for role in Role::ALL {
+            let may = permission.roles().contains(&role);
+            table.push_str(if may { " yes |" } else { " – |" });
+        }
+        table.push('\n');
+    }
+    let path = "docs/security.md";
+    is_current(path, &with_part(path, "permissions", &table));
 }
 
 /// The README's table of the API has every operation of the API document but the reference page's own

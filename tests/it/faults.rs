@@ -102,7 +102,7 @@ impl<'a> Insider<'a> {
             "duration_ms": 0, "decision": "allowed",
         });
         let admit = Admit {
-            gate: governance.gate(&key, Permission::Runs),
+            gate: governance.gate(&key, None, Permission::Runs),
             idempotency: None,
             tenant: &spec.tenant,
             run: &run,

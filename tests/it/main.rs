@@ -5,6 +5,7 @@
 
 mod api;
 mod architecture;
+mod audit;
 mod bad_input;
 mod budgets;
 mod cluster;
@@ -12,10 +13,14 @@ mod dlq;
 mod documentation;
 mod edges;
 mod faults;
+mod idempotency;
 mod kafka;
+mod keys;
 mod ledger;
 mod main_job;
 mod outages;
+mod permissions;
+mod properties;
 mod retry;
 mod rollup;
 mod scaling;
@@ -23,3 +28,4 @@ mod secure;
 mod state_machine;
 mod streams;
 mod support;
+mod tenants;

@@ -9,6 +9,7 @@
 
 mod admin_budget;
 mod admin_keys;
+mod admin_tenants;
 mod audit;
 mod auth_failures;
 mod body;
@@ -24,8 +25,10 @@ mod follow;
 mod limits;
 mod malformed;
 mod observe;
+mod once;
 mod openapi;
 mod params;
+mod policy_body;
 mod probes;
 mod problem;
 mod request_headers;
@@ -52,7 +55,7 @@ mod validate;
 mod wait;
 
 pub use client_ip::ClientIp;
-pub use router::router;
+pub use router::{RouteAccess, access, router};
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
 pub use tls::{Tls, TlsError};

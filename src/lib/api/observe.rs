@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use serde_json::json;
 use tracing::Instrument;
 
+use super::audit::{self, Unanswered};
 use super::client_ip::ClientIp;
 use super::scope::{Facts, Peer, Scope};
 use super::state::ApiState;
@@ -54,10 +55,17 @@ pub(super) async fn observe(
         (permit, overloaded)
     };
     let scope = Scope::new(facts, permit);
+    let unanswered = Unanswered {
+        state: state.clone(),
+        scope: scope.clone(),
+    };
 
     let handled = async {
         if overloaded {
             return overload().into_response();
+        }
+        if let Err(error) = audit::reserve(&state, &scope) {
+            return error.into_response();
         }
         if let Err(error) = edges::check(&request, state.settings()) {
             return error.into_response();
@@ -71,7 +79,9 @@ pub(super) async fn observe(
     };
     let response = handled.instrument(span.clone()).await;
     let _entered = span.enter();
-    finish(&state, response, &scope)
+    let response = finish(&state, response, &scope);
+    drop(unanswered);
+    response
 }
 
 fn facts(request: &Request, settings: &Settings) -> Facts {
@@ -140,7 +150,9 @@ pub(super) fn finish(state: &ApiState, mut response: Response, scope: &Scope) ->
     let trace_id = facts.trace.trace_id();
     limit_failures(state, &mut response, scope);
     let code = problem::render(&mut response, &trace_id, &state.exit);
-    let notes = scope.notes();
+    audit::answered(state, scope, response.status().as_u16(), code);
+    let mut notes = scope.notes();
+    notes.answered = true;
     let headers = response.headers_mut();
     limits::write(&notes.limits, headers);
     let default = |headers: &mut HeaderMap, name: HeaderName, text: &'static str| {

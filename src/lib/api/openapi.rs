@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_keys, docs, probes, problem, retry, runs, sessions, stream, submit, tools,
+    admin_budget, admin_keys, admin_tenants, docs, probes, problem, retry, runs, sessions, stream,
+    submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -28,6 +29,7 @@ use crate::error::ErrorCode;
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        admin_tenants::set_limits, admin_tenants::read_limits,
         admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
@@ -38,7 +40,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys. Needs the role `admin`."),
+        (name = "admin", description = "API keys and limits. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),
@@ -161,6 +163,14 @@ fn error_response(codes: &[ErrorCode]) -> Value {
     json!({ "description": descriptions.join(" "), "content": content })
 }
 
+/// Routes whose `POST` starts a run.
+const STARTS: [&str; 4] = [
+    "/v1/plan",
+    "/v1/execute",
+    "/v1/runs",
+    "/v1/runs/{run_id}/retry",
+];
+
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
@@ -196,18 +206,17 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
+    if method == "post" {
+        codes.push(E::IdempotencyMismatch);
+    }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
+        codes.extend([E::SessionBusy, E::BudgetExhausted]);
+    } else if method == "post" {
+        codes.push(E::RequestInFlight);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
@@ -288,6 +297,8 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "TenantLimits",
+            "LimitBody",
             "BudgetRequest",
             "RetryRequest",
             "ResolveRequest",

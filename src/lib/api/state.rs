@@ -11,7 +11,7 @@ use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
 use crate::pricing::Prices;
@@ -37,6 +37,10 @@ pub struct ApiParts {
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// Records requests.
+    pub trail: AuditTrail,
+    /// What is kept of tenants.
+    pub tenants: Tenants,
     /// Tenants' budgets.
     pub budgets: Budgets,
     /// Prices of models.

@@ -25,7 +25,7 @@ use super::observe::observe;
 use super::{ApiParts, ApiState, router, serve};
 use crate::config::{Settings, Source};
 use crate::error::ErrorCode;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::{RunId, SessionId};
 use crate::kafka::{KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
@@ -116,6 +116,8 @@ impl Api {
         let api = ApiState::new(ApiParts {
             runs: runs.clone(),
             governance: Governance::new(signer.clone(), &settings),
+            trail: AuditTrail::start(producer.clone(), &settings, &supervisor, ending.clone()),
+            tenants: Tenants::new(redis.clone(), producer.clone()),
             keys: Keys::new(redis, producer.clone(), signer),
             budgets: Budgets::new(runs.clone(), producer.clone()),
             prices: Arc::new(Prices::builtin().unwrap()),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::base::Base;
 use crate::api::{ApiParts, ApiState, Tls};
 use crate::config::Settings;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::pricing::Prices;
 use crate::runtime::bind;
 use crate::stream::Streams;
@@ -34,6 +34,13 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.outbox.producer().clone(),
             base.signer.clone(),
         ),
+        trail: AuditTrail::start(
+            base.outbox.producer().clone(),
+            &settings,
+            &base.supervisor,
+            base.shutdown.end(),
+        ),
+        tenants: Tenants::new(base.redis.clone(), base.outbox.producer().clone()),
         budgets: Budgets::new(base.runs.clone(), base.outbox.producer().clone()),
         prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
         data_keys: base.keys.clone(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
-use super::value::{ByteCount, ForwardedHeader, Millis, Origin, Rule};
+use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -128,6 +128,11 @@ settings! {
     tenant_limits: Vec<Rule> = "AGENTHUB_TENANT_LIMITS", "1000/1000";
     /// Runs of one tenant that may be live at once; the others wait their turn.
     max_live_runs: u32 = "AGENTHUB_MAX_LIVE_RUNS", "10000";
+
+    /// Audit records of requests that may wait for Kafka in one process; a request that finds no place is refused or only counted.
+    audit_buffer: usize = "AGENTHUB_AUDIT_BUFFER", "50000";
+    /// What becomes of requests while that buffer is full: `refuse` (503), or `count` (they go on, and are added up by kind instead of recorded one by one).
+    audit_full: AuditFull = "AGENTHUB_AUDIT_FULL", "refuse";
 
     /// Runs that one worker handles at once.
     max_in_flight: usize = "AGENTHUB_MAX_IN_FLIGHT", "256";

@@ -44,6 +44,25 @@ pub enum ForwardedHeader {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(pub String);
 
+/// What becomes of requests while the audit trail is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditFull {
+    /// They are refused.
+    Refuse,
+    /// They are answered, and counted instead of recorded.
+    Count,
+}
+
+impl Parse for AuditFull {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "refuse" => Ok(Self::Refuse),
+            "count" => Ok(Self::Count),
+            _ => Err("refuse or count".to_owned()),
+        }
+    }
+}
+
 /// A type that a setting can have.
 pub trait Parse: Sized {
     /// The value that `text` writes. `Err` holds what was expected, never the given text, which may

@@ -28,6 +28,11 @@ impl KeyCache {
         }
     }
 
+    /// The master keys beneath.
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
     /// A fresh data key for a session, and its wrapped form to store.
     pub fn generate(&self, tenant: &TenantId, session: &SessionId) -> (DataKey, String) {
         let (key, wrapped) = self.ring.generate(tenant, session);

@@ -166,6 +166,27 @@ impl KeyRing {
     }
 }
 
+impl KeyRing {
+    /// Seals `plain` for `owner` with the first master key: what opens it must name the same owner. For
+    /// what belongs to no session; the form is that of a wrapped key.
+    pub fn seal_for(&self, owner: &str, plain: &[u8]) -> String {
+        let (id, cipher) = &self.keys[0];
+        let sealed = encrypt(cipher, plain, owner.as_bytes());
+        format!("{id}.{}", STANDARD_NO_PAD.encode(sealed))
+    }
+
+    /// Opens what [`KeyRing::seal_for`] sealed for the same owner.
+    pub fn open_for(&self, owner: &str, sealed: &str) -> Result<Vec<u8>, SealError> {
+        let (id, text) = sealed.split_once('.').ok_or(SealError::Malformed)?;
+        let cipher = self.keys.iter().find(|(known, _)| known == id);
+        let (_, cipher) = cipher.ok_or(SealError::UnknownMasterKey)?;
+        let bytes = STANDARD_NO_PAD
+            .decode(text)
+            .map_err(|_| SealError::Malformed)?;
+        decrypt(cipher, &bytes, owner.as_bytes())
+    }
+}
+
 fn owner(tenant: &TenantId, session: &SessionId) -> String {
     format!("{tenant}/{session}")
 }

@@ -5,6 +5,7 @@
 //! Invariant: every run that is not terminal has exactly one timer, and every terminal run has told
 //! exactly one terminal event.
 
+mod claims;
 mod client;
 mod gate;
 mod history;
@@ -17,10 +18,11 @@ mod status;
 mod transition;
 mod view;
 
+pub use claims::{ClaimEnd, Claimed, Claiming, Fence};
 pub use client::{
     Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
 };
-pub use gate::{Gate, GateRule};
+pub use gate::Gate;
 pub use history::StoredEvent;
 pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};

@@ -3,10 +3,13 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod address_bits;
 mod connection;
 mod dead_letters;
 mod keys;
+mod lock;
 mod script;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +21,10 @@ use serde::Serialize;
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use address_bits::{address_bits, network_bits};
 pub use connection::Connection;
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
+pub use lock::Lock;
 pub use script::Script;
 
 /// Why Redis did not do what was asked.

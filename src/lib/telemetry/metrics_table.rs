@@ -51,6 +51,8 @@ metrics_table! {
     Counter "agenthub_rollup_files_total" "Audit files that a commit marker lists.";
     Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
     Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its commit marker.";
+    Counter "agenthub_audit_summed_total" "Requests that are in the audit trail only as part of a sum.";
+    Gauge "agenthub_audit_waiting" "Audit records of requests that wait to be produced.";
     Gauge "agenthub_leases" "Runs that this worker owns.";
     Gauge "agenthub_connections" "Open connections of the API's clients.";
     Counter "agenthub_connections_refused_total" "Connections that were closed because there were too many.";

@@ -48,6 +48,7 @@ impl Owned {
             id: Uuid::now_v7().to_string(),
             ts: self.context.now_ms(),
             action: call.action.to_owned(),
+            count: 1,
             tenant: Some(spec.tenant.clone()),
             key_id: Some(spec.key_id.clone()),
             role: None,

@@ -480,7 +480,15 @@ fn open_plan(command: &Command, key: &DataKey) -> Result<CheckedPlan, String> {
         .ok_or("the run has no plan")?;
     let bytes = key.open(sealed).map_err(|e| e.to_string())?;
     let _: Plan = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
-    serde_json::from_slice(&bytes).map_err(|e| e.to_string())
+    let plan: CheckedPlan = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+    // Whoever made the plan, and whatever was allowed then.
+    if let Some(allowed) = &command.spec.tools_allowed {
+        let refused = plan.steps().iter().find(|s| !allowed.contains(&s.tool));
+        if let Some(step) = refused {
+            return Err(format!("the tool {} is not allowed", step.tool));
+        }
+    }
+    Ok(plan)
 }
 
 impl StepEntry {
@@ -496,5 +504,33 @@ impl StepEntry {
             code: None,
             error: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{RunId, SessionId, TenantId};
+    use crate::privacy::KeyRing;
+
+    #[test]
+    fn a_plan_with_a_tool_that_the_run_may_not_use_is_not_opened() {
+        let (tenant, session): (TenantId, _) = ("acme".parse().unwrap(), SessionId::generate());
+        let ring = KeyRing::parse("m:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=").unwrap();
+        let (key, _) = ring.generate(&tenant, &session);
+        let plan =
+            json!({ "steps": [{ "id": "a", "tool": "retrieval", "args": { "query": "x" } }] });
+        let mut command: Command = serde_json::from_value(json!({
+            "v": 1, "kind": "execute", "wake": 0, "plan": key.seal(plan.to_string().as_bytes()),
+            "spec": { "tenant": tenant, "run_id": RunId::generate(), "session_id": session, "key_id": "k",
+                "kind": "execute", "created_ms": 0, "deadline_ms": 0, "max_steps": 1 },
+        }))
+        .unwrap();
+        assert!(open_plan(&command, &key).is_ok());
+        command.spec.tools_allowed = Some(vec!["retrieval".to_owned()]);
+        assert!(open_plan(&command, &key).is_ok());
+        command.spec.tools_allowed = Some(vec!["ads_metrics_mock".to_owned()]);
+        let refused = open_plan(&command, &key).unwrap_err();
+        assert_eq!(refused, "the tool retrieval is not allowed");
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use agenthub::config::{Settings, Source};
 
+pub mod broker;
 pub mod forwarder;
 pub mod ledger;
 pub mod raw;

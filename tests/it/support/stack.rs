@@ -13,7 +13,7 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
 use agenthub::kafka::{KafkaSettings, Producer};
-use agenthub::messages::Signer;
+use agenthub::messages::{KeyPolicy, Signer};
 use agenthub::store::Redis;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -186,7 +186,9 @@ impl Stack {
     }
 
     pub fn kafka(&self) -> KafkaSettings {
-        KafkaSettings::from(&settings(&self.namespace, &[]))
+        // Some tests have a broker of their own.
+        let brokers = self.environment["KAFKA_BROKERS"].as_str();
+        KafkaSettings::from(&settings(&self.namespace, &[("KAFKA_BROKERS", brokers)]))
     }
 
     pub fn redis(&self) -> Redis {
@@ -410,6 +412,7 @@ pub async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
         name: "test".into(),
         role,
         expires_in_s: None,
+        policy: KeyPolicy::default(),
     };
     keys.create(new).await.unwrap().1.text
 }
