@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools};
+use super::{
+    admin_cache, admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools,
+};
 use crate::error::ErrorCode;
 
 #[derive(OpenApi)]

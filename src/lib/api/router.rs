@@ -7,7 +7,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, docs, probes, runs, sessions, stream, submit, tools};
+use super::{admin_cache, admin_keys, docs, probes, runs, sessions, stream, submit, tools};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -33,7 +33,11 @@ pub(super) fn routes() -> Vec<Route> {
         route(p.clone(), "/v1/sessions", post(sessions::create)),
         route(g.clone(), "/v1/sessions", get(sessions::list)),
         route(g.clone(), "/v1/sessions/{session_id}", get(sessions::read)),
-        route(d, "/v1/sessions/{session_id}", delete(sessions::delete)),
+        route(
+            d.clone(),
+            "/v1/sessions/{session_id}",
+            delete(sessions::delete),
+        ),
         route(p.clone(), "/v1/plan", post(submit::plan)),
         route(p.clone(), "/v1/execute", post(submit::execute)),
         route(p.clone(), "/v1/runs", post(submit::run)),
@@ -59,6 +63,7 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/api-keys/{key_id}/revoke",
             post(admin_keys::revoke),
         ),
+        route(d, "/v1/admin/cache/{tool}", delete(admin_cache::drop_kept)),
         route(g.clone(), "/healthz", get(probes::healthz)),
         route(g.clone(), "/readyz", get(probes::readyz)),
         route(g.clone(), "/metrics", get(probes::metrics)),

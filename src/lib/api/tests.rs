@@ -113,6 +113,7 @@ impl Api {
         let streams = Streams::start(&settings, runs.clone(), &supervisor, ending.clone()).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();
         let api = ApiState::new(ApiParts {
+            redis: redis.clone(),
             runs,
             governance: Governance::new(signer.clone(), &settings),
             keys: Keys::new(redis, producer, signer),

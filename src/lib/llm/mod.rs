@@ -1,10 +1,12 @@
 //! The model client: one call is one attempt. Retry, budgets and cancellation are the worker's.
 //!
-//! [`openai`] is the client, [`pricing`] says what a call costs, and [`sim`] is a server that stands
+//! [`openai`] is the client of one endpoint, [`endpoints`] lists them and [`fallback`] chooses among them, [`pricing`] says what a call costs, and [`sim`] is a server that stands
 //! in for a provider where there is none.
 //!
 //! Invariant: the client neither sleeps nor repeats a call by itself.
 
+pub mod endpoints;
+pub mod fallback;
 pub mod openai;
 pub mod pricing;
 pub mod sim;

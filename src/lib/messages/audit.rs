@@ -24,7 +24,7 @@ pub struct AuditRecord {
     pub id: String,
     /// Milliseconds since the epoch.
     pub ts: u64,
-    /// `request`, `model_call` or `tool_call`.
+    /// `request`, `model_call`, `tool_call`, or `tool_cached` for a kept result in place of a call.
     pub action: String,
     /// The tenant; absent when the request was not authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,8 +3,10 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod breakers;
 mod dead_letters;
 mod keys;
+mod results;
 mod script;
 
 use std::sync::Arc;
@@ -18,7 +20,9 @@ use serde::Serialize;
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use breakers::OpenBreaker;
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
+pub use results::{Kept, Look, ResultName};
 pub use script::Script;
 
 /// Why Redis did not do what was asked.

@@ -50,6 +50,27 @@ pub struct ToolSpec {
     pub parameters: Value,
     /// How long one attempt may take when neither step nor setting says so.
     pub timeout: Duration,
+    /// Whether and how results are kept for other calls with the same arguments. Only a tool without
+    /// effects may declare it.
+    pub cache: Option<CachePolicy>,
+}
+
+/// How results of a tool are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachePolicy {
+    /// How long, where neither the setting nor the result says less.
+    pub ttl: Duration,
+    /// For whom.
+    pub scope: CacheScope,
+}
+
+/// For whom results of a tool are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheScope {
+    /// For the tenant whose run made the call.
+    Tenant,
+    /// For everybody: the result depends on the arguments alone, and they tell nothing of who asks.
+    Global,
 }
 
 /// One attempt of a step.
@@ -78,6 +99,9 @@ pub struct ToolOutput {
     pub value: Value,
     /// What a model call inside the tool used.
     pub usage: Option<ToolUsage>,
+    /// For how long the other side lets the result be kept; nothing forbids it. It says nothing when
+    /// absent.
+    pub fresh_for: Option<Duration>,
 }
 
 /// Use of a model by a tool.
@@ -91,7 +115,10 @@ pub struct ToolUsage {
 
 impl From<Value> for ToolOutput {
     fn from(value: Value) -> Self {
-        Self { value, usage: None }
+        Self {
+            value,
+            ..Self::default()
+        }
     }
 }
 
@@ -147,6 +174,18 @@ impl ToolError {
 pub trait Tool: Send + Sync {
     /// What is known of the tool.
     fn spec(&self) -> &ToolSpec;
+
+    /// Which of the things outside that the tool reaches a call with these arguments is for, such as a
+    /// host: that one of them fails says nothing of the others. `None` when the tool is one thing.
+    fn target(&self, _args: &Value) -> Option<String> {
+        None
+    }
+
+    /// What a result depends on besides tenant and arguments, such as the account or the model that is
+    /// used: results are kept apart by it.
+    fn credential_scope(&self) -> String {
+        String::new()
+    }
 
     /// Carries out one attempt.
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError>;

@@ -45,6 +45,10 @@ impl Tool for Summarize {
         &catalogue::SUMMARIZE
     }
 
+    fn credential_scope(&self) -> String {
+        format!("{}/{}", self.model, self.max_output_tokens)
+    }
+
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError> {
         let args: Args = serde_json::from_value(call.args)
             .map_err(|error| ToolError::permanent("invalid_args", error.to_string()))?;
@@ -75,7 +79,11 @@ impl Tool for Summarize {
         if cut {
             value["text_cut"] = json!(true);
         }
-        Ok(ToolOutput { value, usage })
+        Ok(ToolOutput {
+            value,
+            usage,
+            fresh_for: None,
+        })
     }
 }
 

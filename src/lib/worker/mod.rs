@@ -6,21 +6,27 @@
 
 mod attempt;
 mod audit;
+mod breakers;
 mod command;
 mod context;
 mod dead_letters;
 mod execution;
 mod lease;
+mod llm_router;
 mod owned;
 mod planning;
 mod progress;
+mod results;
 mod sweeper;
 mod telling;
 
+pub use breakers::{Breakers, Guarded, Permit};
 pub use context::WorkerContext;
 pub use execution::Execution;
 pub use lease::Leases;
+pub use llm_router::{LlmRouter, Route, Tried};
 pub use planning::Planning;
+pub use results::Results;
 pub use sweeper::Sweeper;
 
 use std::sync::Arc;
@@ -66,6 +72,14 @@ impl Work {
         match self {
             Self::Plan(planning) => planning.begin(command),
             Self::Execute(execution) => execution.begin(command, key, now_ms),
+        }
+    }
+
+    /// What is read before a tenant's run is taken up.
+    async fn prepare(&self, tenant: &TenantId) {
+        match self {
+            Self::Plan(_) => {}
+            Self::Execute(execution) => execution.prepare(tenant).await,
         }
     }
 
@@ -151,6 +165,7 @@ impl Worker {
         let mut delays = reconnect_delays();
         loop {
             let attempt = async {
+                self.work.prepare(&spec.tenant).await;
                 let begin = match context.data_key(&spec.tenant, &spec.session_id).await? {
                     Some(key) => self.work.begin(command, &key, context.now_ms()),
                     None => Begin::default(), // erased: the script will say so

@@ -211,6 +211,7 @@ impl Planning {
                     .settings
                     .max_attempts
                     .min(attempt + MAX_CALLS.saturating_sub(*calls)),
+                retries_left: u32::MAX, // MAX_CALLS is the run's limit
                 remaining: Duration::from_millis(run.remaining_ms()),
                 chance: rand::rng().random(),
             });
