@@ -6,6 +6,9 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod bad_tools;
+mod breaker;
+mod cache;
 mod dlq;
 mod documentation;
 mod faults;

@@ -86,8 +86,12 @@ impl Tried {
 }
 
 impl LlmRouter {
-    /// Leads to `endpoints`, the first one first, each with its client.
-    pub fn new(endpoints: Vec<(Endpoint, Arc<dyn LlmClient>)>, breakers: Arc<Breakers>) -> Self {
+    /// Leads to `endpoints`, the first one first, each with its client. `timeout` is that of one call.
+    pub fn new(
+        endpoints: Vec<(Endpoint, Arc<dyn LlmClient>)>,
+        breakers: Arc<Breakers>,
+        timeout: Duration,
+    ) -> Self {
         let places = endpoints.into_iter().map(|(endpoint, client)| Place {
             guarded: Guarded::endpoint(&endpoint.name),
             endpoint,
