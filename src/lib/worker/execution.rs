@@ -19,6 +19,7 @@ use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
 use super::results::Results;
 use crate::config::Settings;
+use crate::executor::breaker::ASK_AGAIN;
 use crate::executor::schedule::Outcome;
 use crate::ids::TenantId;
 use crate::messages::{Command, EventType};
@@ -32,6 +33,11 @@ use crate::tools::{Effects, catalogue};
 
 /// Those who wait for a breaker come back no closer to its time.
 const ASK_APART: Duration = Duration::from_millis(20);
+/// A run that waits longer for a breaker is parked. That is earlier than for its own retries: whatever
+/// fails makes many wait at once, and their places in this worker are other tenants' too.
+const PARK_HELD_BEYOND: Duration = Duration::from_secs(5);
+/// While probes are under way, a run asks again after twice the time each time, up to this power of two.
+const MOST_DOUBLINGS: u32 = 3;
 
 /// Executes plans.
 #[derive(Debug)]
@@ -160,6 +166,8 @@ impl Execution {
             running: FuturesUnordered::new(),
             due: BTreeMap::new(),
             permits: BTreeMap::new(),
+            // One that was parked before has been patient already.
+            refusals: if run.fresh { 0 } else { MOST_DOUBLINGS },
         };
         carrying.go().await;
     }
@@ -172,9 +180,26 @@ struct Carrying<'a> {
     progress: Progress<'a>,
     running: FuturesUnordered<BoxFuture<'a, Attempted>>,
     /// When the next attempt of a step is due, or its breaker is to be asked again.
-    due: BTreeMap<String, Instant>,
+    due: BTreeMap<String, Due>,
     /// Leave for the steps whose start is in the transition being made.
     permits: BTreeMap<String, Permit>,
+    /// Times that a breaker had no place left for a probe.
+    refusals: u32,
+}
+
+/// What a step waits for.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    at: Instant,
+    /// Its breaker, and not its own next attempt.
+    held: bool,
+}
+
+impl Due {
+    fn retry(after: Duration) -> Self {
+        let at = Instant::now() + after;
+        Self { at, held: false }
+    }
 }
 
 impl Carrying<'_> {
@@ -195,7 +220,7 @@ impl Carrying<'_> {
             if wait.is_zero() {
                 self.try_begin(&mut transition, &step).await;
             } else {
-                self.due.insert(step, Instant::now() + wait);
+                self.due.insert(step, Due::retry(wait));
             }
         }
         self.begin_ready(&mut transition).await;
@@ -231,7 +256,7 @@ impl Carrying<'_> {
             .progress
             .ended(&mut transition, attempted, max_attempts);
         if let After::Wait { step, after } = after {
-            self.due.insert(step, Instant::now() + after);
+            self.due.insert(step, Due::retry(after));
         }
         if !self.progress.may_start() {
             self.due.clear();
@@ -263,9 +288,14 @@ impl Carrying<'_> {
         if !self.running.is_empty() || self.progress.has_begun() {
             return None;
         }
-        let earliest = *self.due.values().min()?;
-        let idle = earliest.saturating_duration_since(Instant::now());
-        (idle > super::planning::PARK_BEYOND).then_some(idle)
+        let earliest = self.due.values().min_by_key(|due| due.at)?;
+        let idle = earliest.at.saturating_duration_since(Instant::now());
+        let longest = if earliest.held {
+            PARK_HELD_BEYOND
+        } else {
+            super::planning::PARK_BEYOND
+        };
+        (idle > longest).then_some(idle)
     }
 
     /// Leave to make a step's next call, or the time to wait before asking again.
@@ -287,7 +317,11 @@ impl Carrying<'_> {
                 self.permits.insert(step_id.to_owned(), permit);
                 self.progress.begin(transition, step_id);
             }
-            Err(wait) => {
+            Err(mut wait) => {
+                if wait <= ASK_AGAIN {
+                    wait = ASK_AGAIN * (1 << self.refusals.min(MOST_DOUBLINGS));
+                    self.refusals += 1;
+                }
                 // Apart from each other, or all who were held back would come back at once.
                 let apart = wait.mul_f64(rand::rng().random_range(0.0..0.1)) + ASK_APART;
                 tracing::info!(
@@ -295,8 +329,9 @@ impl Carrying<'_> {
                     wait_ms = wait.as_millis(),
                     "the step waits for its circuit breaker"
                 );
-                self.due
-                    .insert(step_id.to_owned(), Instant::now() + wait + apart);
+                let at = Instant::now() + wait + apart;
+                let due = Due { at, held: true };
+                self.due.insert(step_id.to_owned(), due);
             }
         }
     }
@@ -311,8 +346,8 @@ impl Carrying<'_> {
         let due = self
             .due
             .iter()
-            .min_by_key(|(_, at)| **at)
-            .map(|(step, at)| (step.clone(), *at));
+            .min_by_key(|(_, due)| due.at)
+            .map(|(step, due)| (step.clone(), due.at));
         let due = async {
             match due {
                 Some((step, at)) => {
