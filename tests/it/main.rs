@@ -8,6 +8,7 @@ mod architecture;
 mod bad_input;
 mod bad_tools;
 mod breaker;
+mod budgets;
 mod cache;
 mod dlq;
 mod documentation;

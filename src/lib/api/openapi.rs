@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_cache, admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_keys, docs, probes, problem, runs, sessions, stream, submit,
+    tools,
 };
 use crate::error::ErrorCode;
 
@@ -29,6 +30,7 @@ use crate::error::ErrorCode;
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
         admin_cache::drop_kept,
+        admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -179,7 +181,7 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
         codes.push(E::NotFound);
     }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch]);
+        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
@@ -258,6 +260,7 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "BudgetRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -12,9 +12,9 @@ use crate::kafka::{Consumer, ConsumerOptions, Handler};
 use crate::llm::LlmClient;
 use crate::llm::endpoints::{Endpoint, endpoints};
 use crate::llm::openai::OpenAiClient;
-use crate::llm::pricing::Prices;
 use crate::messages::Topic;
 use crate::net::{AllowList, Limits, Policy, SafeClient};
+use crate::pricing::Prices;
 use crate::tools::ads::AdsMetricsMock;
 use crate::tools::catalogue;
 use crate::tools::http_fetch::{CONTENT_TYPES, HttpFetch};
@@ -74,11 +74,11 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
         base.supervisor.clone(),
         &settings,
     ));
-    let llm: Arc<dyn LlmClient> = Arc::new(llm_router(&settings, breakers.clone())?);
+    let llm = llm_router(&settings, breakers.clone())?;
     let work = match role {
         Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
         Role::Executor => {
-            let tools = tools(&settings, llm)?;
+            let tools = tools(&settings, Arc::new(llm))?;
             let results = Results::new(base.redis.clone(), base.keys.clone(), &settings.cache_ttls);
             Work::Execute(Execution::new(
                 Arc::new(tools),

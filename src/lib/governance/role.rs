@@ -53,6 +53,8 @@ pub enum Permission {
     Keys,
     /// Drop results of tools that are kept for the tenant.
     Cache,
+    /// See and set what the tenant may spend.
+    Budgets,
 }
 
 impl Permission {
@@ -60,7 +62,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Cache => &[Role::Admin],
+            Self::Keys | Self::Cache | Self::Budgets => &[Role::Admin],
         }
     }
 }

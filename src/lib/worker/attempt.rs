@@ -10,8 +10,10 @@ use tracing::Instrument;
 
 use super::breakers::Permit;
 use super::results::{Entry, Origin, Results};
+use super::spending::Spent;
 use crate::executor::breaker::Verdict;
 use crate::ids::{RunId, SessionId, TenantId};
+use crate::llm::is_unbilled;
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// What an attempt needs.
@@ -44,6 +46,18 @@ pub(super) struct Attempted {
     pub(super) origin: Origin,
     /// Whether the worker was lost, and not the call: that uses up no attempt.
     pub(super) lost: bool,
+}
+
+impl Attempted {
+    /// What the model call inside the tool used.
+    pub(super) fn spent(&self) -> Spent {
+        match &self.outcome {
+            _ if !self.called => Spent::Nothing,
+            Ok(output) => output.usage.map_or(Spent::Unknown, Spent::Known),
+            Err(error) if is_unbilled(error.code) => Spent::Nothing,
+            Err(_) => Spent::Unknown,
+        }
+    }
 }
 
 impl Attempt {

@@ -18,12 +18,14 @@ use super::lease::Signal;
 use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
 use super::results::Results;
+use super::spending::{Bounded, Unpriced};
 use crate::config::Settings;
 use crate::executor::breaker::ASK_AGAIN;
 use crate::executor::schedule::Outcome;
 use crate::ids::TenantId;
 use crate::messages::{Command, EventType};
 use crate::plan::{CheckedPlan, Plan};
+use crate::pricing::Prices;
 use crate::privacy::DataKey;
 use crate::runs::{
     Begin, CancelMode, NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition,
@@ -33,9 +35,6 @@ use crate::tools::{Effects, catalogue};
 
 /// Those who wait for a breaker come back no closer to its time.
 const ASK_APART: Duration = Duration::from_millis(20);
-/// A run that waits longer for a breaker is parked. That is earlier than for its own retries: whatever
-/// fails makes many wait at once, and their places in this worker are other tenants' too.
-const PARK_HELD_BEYOND: Duration = Duration::from_secs(5);
 /// While probes are under way, a run asks again after twice the time each time, up to this power of two.
 const MOST_DOUBLINGS: u32 = 3;
 
@@ -47,6 +46,23 @@ pub struct Execution {
     masker: Arc<crate::privacy::mask::Masker>,
     breakers: Arc<Breakers>,
     results: Arc<Results>,
+}
+
+/// What executing a run begins with.
+pub(super) struct Prepared {
+    /// The plan, or why it cannot be read.
+    plan: Result<CheckedPlan, String>,
+    /// The steps that are begun with the acquire.
+    first: Vec<FirstStep>,
+}
+
+/// A step that is begun with the acquire.
+struct FirstStep {
+    id: String,
+    tool: String,
+    args: Value,
+    /// The model call that it makes.
+    call: Option<Bounded>,
 }
 
 /// What happens next in a run.
@@ -74,8 +90,8 @@ impl Execution {
         }
     }
 
-    /// Reads what a tenant's run is to be held back by, before it is taken up.
-    pub(super) async fn prepare(&self, tenant: &TenantId) {
+    /// Reads what a tenant's runs are held back by, before one is taken up.
+    pub(super) async fn look_around(&self, tenant: &TenantId) {
         self.breakers.read(tenant).await;
     }
 
@@ -85,11 +101,44 @@ impl Execution {
         self.breakers.of_tool(tenant, tool, target.as_deref())
     }
 
-    /// The stage's first events. Steps that may start at once are begun with it, so that a run of one
-    /// step needs no further transition before its call; not those whose effects must be on Kafka
-    /// before the call.
-    pub(super) fn begin(&self, command: &Command, key: &DataKey, now_ms: u64) -> Begin {
-        let Ok(plan) = open_plan(command, key) else {
+    /// Reads the plan, and finds the steps that may be begun with the acquire, so that a run of one step
+    /// needs no further transition before its call; not those whose effects must be on Kafka before the
+    /// call, not those that a model must be paid for whose price is not known, and not those that a
+    /// circuit breaker holds back.
+    pub(super) fn prepare(&self, command: &Command, key: &DataKey, prices: &Prices) -> Prepared {
+        let plan = open_plan(command, key);
+        let mut first = Vec::new();
+        for (index, step) in plan.iter().flat_map(|plan| plan.steps().iter().enumerate()) {
+            let waits = plan
+                .as_ref()
+                .is_ok_and(|plan| !plan.dependencies(index).is_empty());
+            if waits || effects(&step.tool) == Effects::Unsafe {
+                continue;
+            }
+            let limit = self.settings.max_args_bytes.0;
+            let Ok(args) = crate::plan::reference::resolve(&step.args, &|_| None, limit) else {
+                continue;
+            };
+            let Ok(call) = self.bound(prices, &step.id, 1, &step.tool, &args) else {
+                continue;
+            };
+            let guarded = self.guarded(&command.spec.tenant, &step.tool, Some(&args));
+            if !self.breakers.is_closed(&guarded) {
+                continue;
+            }
+            first.push(FirstStep {
+                id: step.id.clone(),
+                tool: step.tool.clone(),
+                args,
+                call,
+            });
+        }
+        Prepared { plan, first }
+    }
+
+    /// The stage's first events, and the steps that are begun with it.
+    pub(super) fn begin(&self, prepared: &Prepared, now_ms: u64) -> Begin {
+        let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };
         let mut begin = Begin {
@@ -101,29 +150,15 @@ impl Execution {
                 attempt: None,
                 state: None,
             }],
+            reserve: Vec::new(),
         };
-        let first = plan
-            .steps()
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| plan.dependencies(*i).is_empty());
-        for (_, step) in first.filter(|(_, step)| effects(&step.tool) != Effects::Unsafe) {
-            let args = crate::plan::reference::resolve(
-                &step.args,
-                &|_| None,
-                self.settings.max_args_bytes.0,
-            );
-            let Ok(args) = args else { continue };
-            let guarded = self.guarded(&command.spec.tenant, &step.tool, Some(&args));
-            if !self.breakers.is_closed(&guarded) {
-                continue;
-            }
+        for step in &prepared.first {
             let entry = StepEntry::begun(&step.tool, 1, now_ms);
             begin.set.insert(
                 format!("s:{}", step.id),
                 serde_json::to_string(&entry).unwrap_or_default(),
             );
-            let args = self.masker.json(&args);
+            let args = self.masker.json(&step.args);
             begin.events.push(NewEvent {
                 event_type: EventType::StepStarted,
                 data: json!({ "tool": step.tool, "args": &*args }).to_string(),
@@ -131,12 +166,38 @@ impl Execution {
                 attempt: Some(1),
                 state: None,
             });
+            begin
+                .reserve
+                .extend(step.call.iter().map(Bounded::reservation));
         }
         begin
     }
 
-    pub(super) async fn carry_out(&self, run: Owned) {
-        let plan = match open_plan(&run.command, &run.key) {
+    /// The bound of the model call that an attempt of a step makes, where its tool makes one.
+    pub(super) fn bound(
+        &self,
+        prices: &Prices,
+        step: &str,
+        attempt: u32,
+        tool: &str,
+        args: &Value,
+    ) -> Result<Option<Bounded>, Unpriced> {
+        let tool = self.tools.get(tool);
+        let Some(wanted) = tool.and_then(|tool| tool.model_use(args)) else {
+            return Ok(None);
+        };
+        Bounded::new(
+            prices,
+            format!("{step}.{attempt}"),
+            &wanted.model,
+            wanted.input_tokens,
+            wanted.max_output_tokens,
+        )
+        .map(Some)
+    }
+
+    pub(super) async fn carry_out(&self, run: Owned, prepared: Prepared) {
+        let plan = match prepared.plan {
             Ok(plan) => plan,
             Err(message) => {
                 let data = run.context.failure("invalid_plan", &message);
@@ -152,7 +213,8 @@ impl Execution {
                 return run.finish(transition).await;
             }
         };
-        let progress = match Progress::new(&run, &plan) {
+        let first = prepared.first.into_iter().filter_map(|step| step.call);
+        let progress = match Progress::new(&run, &plan, self, first) {
             Ok(progress) => progress,
             Err(message) => {
                 tracing::error!(message, "the run's journal does not open");
@@ -291,9 +353,9 @@ impl Carrying<'_> {
         let earliest = self.due.values().min_by_key(|due| due.at)?;
         let idle = earliest.at.saturating_duration_since(Instant::now());
         let longest = if earliest.held {
-            PARK_HELD_BEYOND
+            super::model_call::PARK_HELD_BEYOND
         } else {
-            super::planning::PARK_BEYOND
+            super::model_call::PARK_BEYOND
         };
         (idle > longest).then_some(idle)
     }
@@ -394,6 +456,14 @@ impl Carrying<'_> {
                 }
                 true
             }
+            Standing::OverBudget(refused) => {
+                self.progress.refuse(&refused);
+                for step in &begun {
+                    let permit = self.permits.remove(step).ok_or(Duration::ZERO);
+                    self.start(step, permit);
+                }
+                true
+            }
             Standing::Cancel(mode) => {
                 let mut transition = self.run.transition();
                 // Declared and not called: it is as if they had not begun.
@@ -415,11 +485,11 @@ impl Carrying<'_> {
         self.running.push(Box::pin(attempt.carry_out()));
     }
 
-    fn attempt(&self, step_id: &str, permit: Result<Permit, Duration>) -> Option<Attempt> {
+    fn attempt(&mut self, step_id: &str, permit: Result<Permit, Duration>) -> Option<Attempt> {
         let step = self.progress.step(step_id)?;
         let settings = &self.execution.settings;
         let tool = self.execution.tools.get(&step.tool).cloned();
-        let args = self.progress.resolve(step, settings.max_args_bytes.0);
+        let args = self.progress.args(step, settings.max_args_bytes.0);
         let kept = match (&tool, &args) {
             (Some(tool), Ok(args)) => {
                 let results = &self.execution.results;

@@ -11,7 +11,7 @@ use super::breakers::{Breakers, Guarded, Permit};
 use crate::executor::breaker::Verdict;
 use crate::llm::endpoints::Endpoint;
 use crate::llm::fallback::{Candidate, Choice, choose};
-use crate::llm::{ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass};
+use crate::llm::{ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, is_unbilled};
 
 /// An endpoint and its client.
 struct Place {
@@ -117,16 +117,7 @@ impl LlmRouter {
         if let Some(first) = self.places.first() {
             self.breakers.read(&first.guarded.tenant).await;
         }
-        let mut candidates: Vec<Candidate> = self
-            .places
-            .iter()
-            .enumerate()
-            .map(|(place, at)| Candidate {
-                held_for: self.breakers.wait(&at.guarded),
-                bound_micro_usd: bound(at.model(model)),
-                failed: tried.places.contains(&place),
-            })
-            .collect();
+        let mut candidates = self.candidates(model, tried, bound);
         loop {
             let place = match choose(&candidates, budget, tried.last) {
                 Choice::Ask(place) => place,
@@ -149,29 +140,50 @@ impl LlmRouter {
     }
 }
 
+impl LlmRouter {
+    /// Whether an endpoint that has not failed yet may be asked, as far as this worker knows.
+    pub fn has_another(&self, model: &str, tried: &Tried) -> bool {
+        let candidates = self.candidates(model, tried, |_| None);
+        matches!(choose(&candidates, None, tried.last), Choice::Ask(_))
+    }
+
+    fn candidates(
+        &self,
+        model: &str,
+        tried: &Tried,
+        bound: impl Fn(&str) -> Option<u64>,
+    ) -> Vec<Candidate> {
+        let candidate = |(place, at): (usize, &Place)| Candidate {
+            held_for: self.breakers.wait(&at.guarded),
+            bound_micro_usd: bound(at.model(model)),
+            failed: tried.places.contains(&place),
+        };
+        self.places.iter().enumerate().map(candidate).collect()
+    }
+}
+
 impl Place {
     fn model<'a>(&'a self, requested: &'a str) -> &'a str {
         self.endpoint.model.as_deref().unwrap_or(requested)
     }
 }
 
-/// One call asks each endpoint at most once.
+/// One call keeps to its model, since what was reserved for it was bounded by that model's price. It
+/// goes on to the next endpoint only when the one before surely charged nothing: at most one answer is
+/// paid for.
 #[async_trait]
 impl LlmClient for LlmRouter {
     async fn chat(&self, request: ChatRequest) -> Result<ChatAnswer, LlmError> {
         let mut tried = Tried::default();
         let mut failed: Option<LlmError> = None;
         loop {
-            let route = match self.choose(&request.model, &tried, None, |_| None).await {
+            let same = |model: &str| (model == request.model).then_some(0);
+            let route = match self.choose(&request.model, &tried, Some(0), same).await {
                 Ok(route) => route,
                 Err(choice) => return Err(failed.unwrap_or_else(|| held_back(choice))),
             };
             let place = route.place;
-            let asked = ChatRequest {
-                model: route.model.clone(),
-                ..request.clone()
-            };
-            let outcome = route.client.chat(asked).await;
+            let outcome = route.client.chat(request.clone()).await;
             route.report(&outcome);
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
@@ -179,21 +191,12 @@ impl LlmClient for LlmRouter {
             };
             let endpoint = &self.places[place].endpoint.name;
             tracing::warn!(endpoint, code = error.code, "the model's endpoint failed");
+            if !is_unbilled(error.code) {
+                return Err(error);
+            }
             tried.failed(place, error.class);
-            failed = Some(sooner(failed, error));
+            failed = Some(error);
         }
-    }
-}
-
-/// The failure to tell: of several transient ones, that which asks for the shorter wait.
-fn sooner(before: Option<LlmError>, now: LlmError) -> LlmError {
-    let wait = |error: &LlmError| match error.class {
-        LlmErrorClass::Transient { retry_after } => retry_after.unwrap_or_default(),
-        LlmErrorClass::Permanent => Duration::ZERO,
-    };
-    match before {
-        Some(before) if wait(&before) < wait(&now) => before,
-        _ => now,
     }
 }
 
