@@ -4,12 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use agenthub::executor::breaker::Verdict;
+use agenthub::ids::TenantId;
+use agenthub::privacy::{KeyCache, KeyRing};
+use agenthub::runtime::Supervisor;
+use agenthub::store::Redis;
+use agenthub::worker::{Breakers, Guarded, Permit};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use crate::support::eventually;
 use crate::support::sse::{Frame, kinds};
 use crate::support::stack::Stack;
 use crate::support::web::{Reply, Web};
+use crate::support::{MASTER, eventually, namespace, settings};
 
 fn fetch(id: &str, url: &str) -> Value {
     json!({ "id": id, "tool": "http_fetch", "args": { "url": url } })
@@ -272,10 +279,7 @@ async fn another_endpoint_answers_when_the_first_does_not() {
     let simulator = format!("http://{}/v1", stack.processes["llm-sim"].addr);
     let broken = Web::start(|_, _| Reply::Status(503)).await;
     stack.set("OPENAI_BASE_URL", &broken.url("/v1"));
-    stack.set(
-        "AGENTHUB_LLM_FALLBACK",
-        &format!("second-model@{simulator}"),
-    );
+    stack.set("AGENTHUB_LLM_FALLBACK", &format!("gpt-4o@{simulator}"));
     stack.set("AGENTHUB_LLM_FALLBACK_KEYS", "simulated");
     stack.spawn_all(&["api", "planner", "executor"]).await;
     let goal = "Get ROAS for advertiser 123 over 7 days";
@@ -285,10 +289,98 @@ async fn another_endpoint_answers_when_the_first_does_not() {
         assert_eq!(ended["status"], "succeeded", "{ended}");
         let calls = ended["model_calls"].as_array().unwrap();
         assert_eq!(calls.len(), 1, "{ended}");
-        assert_eq!(calls[0]["model"], "second-model", "{ended}");
+        assert_eq!(calls[0]["model"], "gpt-4o", "{ended}");
     }
     // Twice it was asked first; from then on it is left alone.
     assert_eq!(broken.hits("/v1/chat/completions"), 2);
     let gauge = "agenthub_breaker_state{tool=\"llm/primary\"}";
     assert!((stack.metric("planner", gauge).await - 2.0).abs() < f64::EPSILON);
+}
+
+/// The breakers of several workers over one Redis.
+fn workers<const N: usize>(extra: &[(&str, &str)]) -> ([Arc<Breakers>; N], Redis) {
+    let settings = settings(&namespace(), extra);
+    let redis = Redis::connect(&settings, Duration::from_secs(5)).unwrap();
+    let keys = KeyCache::new(KeyRing::parse(MASTER).unwrap(), 10);
+    let worker = |_| {
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let breakers = Breakers::new(redis.clone(), keys.clone(), supervisor, &settings);
+        Arc::new(breakers)
+    };
+    (std::array::from_fn(worker), redis)
+}
+
+async fn admitted(worker: &Arc<Breakers>, guarded: &Guarded) -> Permit {
+    eventually("a call may pass", async || worker.admit(guarded).await.ok()).await
+}
+
+#[tokio::test]
+async fn workers_share_what_they_find_out_and_the_places_for_probes() {
+    let ([a, b, c], redis) = workers(&[
+        ("AGENTHUB_BREAKER_FAILURES", "3"),
+        ("AGENTHUB_BREAKER_OPEN_MS", "2500"),
+        ("AGENTHUB_BREAKER_PROBES", "2"),
+    ]);
+    let tenant: TenantId = "acme".parse().unwrap();
+    let guarded = a.of_tool(&tenant, "http_fetch", Some("host:1"));
+    let other = a.of_tool(&tenant, "http_fetch", Some("host:2"));
+    assert!(!guarded.name.contains("host"), "{guarded:?}");
+    b.read(&tenant).await;
+    for _ in 0..3 {
+        admitted(&a, &guarded).await.report(Verdict::Failure);
+    }
+    assert!(!a.is_closed(&guarded));
+    eventually("the others hear of it", async || {
+        b.read(&tenant).await;
+        (!b.is_closed(&guarded)).then_some(())
+    })
+    .await;
+    let wait = b.admit(&guarded).await.unwrap_err();
+    assert!(wait <= Duration::from_millis(2500), "{wait:?}");
+    // One that starts now knows from its first look on.
+    assert!(c.admit(&guarded).await.is_err());
+    for worker in [&a, &b, &c] {
+        admitted(worker, &other).await.report(Verdict::Success);
+    }
+    let shared = redis.open_breakers(&tenant).await.unwrap();
+    let brief: Vec<_> = shared.iter().map(|s| (s.tool(), s.trips)).collect();
+    assert_eq!(brief, [("http_fetch", 1)]);
+
+    // Half-open: of the three workers, two calls pass.
+    let first = admitted(&a, &guarded).await;
+    let second = admitted(&b, &guarded).await;
+    assert!(c.admit(&guarded).await.is_err(), "no place is left");
+    // One that says nothing gives its place back, and one that fails opens it for all.
+    drop(first);
+    let third = admitted(&c, &guarded).await;
+    third.report(Verdict::Failure);
+    eventually("it has opened again", async || {
+        let shared = redis.open_breakers(&tenant).await.unwrap();
+        (shared.first()?.trips == 2).then_some(())
+    })
+    .await;
+    eventually("everybody knows", async || {
+        for worker in [&a, &b] {
+            worker.read(&tenant).await;
+        }
+        (a.wait(&guarded) > Duration::from_secs(1) && b.wait(&guarded) > Duration::from_secs(1))
+            .then_some(())
+    })
+    .await;
+    // What comes back from before says nothing of now.
+    second.report(Verdict::Success);
+    assert!(!b.is_closed(&guarded));
+
+    for _ in 0..2 {
+        admitted(&b, &guarded).await.report(Verdict::Success);
+    }
+    assert!(b.is_closed(&guarded));
+    eventually("it is closed for all", async || {
+        for worker in [&a, &c] {
+            worker.read(&tenant).await;
+        }
+        let shared = redis.open_breakers(&tenant).await.unwrap();
+        (shared.is_empty() && a.is_closed(&guarded) && c.is_closed(&guarded)).then_some(())
+    })
+    .await;
 }

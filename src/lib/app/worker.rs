@@ -74,7 +74,8 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
         base.supervisor.clone(),
         &settings,
     ));
-    let llm = llm_router(&settings, breakers.clone())?;
+    let prices = Arc::new(Prices::load(settings.prices_file.as_deref())?);
+    let llm = llm_router(&settings, &prices, breakers.clone())?;
     let work = match role {
         Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
         Role::Executor => {
@@ -98,7 +99,7 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
         signer: base.signer.clone(),
         keys: base.keys.clone(),
         masker: base.masker.clone(),
-        prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
+        prices,
         leases: leases.clone(),
         supervisor: base.supervisor.clone(),
         stopping: base.shutdown.intake(),
@@ -145,10 +146,22 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
     consumer.run(base, std::future::pending()).await
 }
 
-fn llm_router(settings: &Settings, breakers: Arc<Breakers>) -> anyhow::Result<LlmRouter> {
+fn llm_router(
+    settings: &Settings,
+    prices: &Prices,
+    breakers: Arc<Breakers>,
+) -> anyhow::Result<LlmRouter> {
     let timeout = settings.llm_timeout_ms.duration();
     let mut clients: Vec<(Endpoint, Arc<dyn LlmClient>)> = Vec::new();
     for endpoint in endpoints(settings)? {
+        if let Some(model) = &endpoint.model {
+            // No budget could be kept with it, so it would fail what it is to save.
+            let priced = prices.upper_bound_micro_usd(model, 0, 0, jiff::Timestamp::now());
+            anyhow::ensure!(
+                priced.is_some(),
+                "AGENTHUB_LLM_FALLBACK: the model {model:?} has no price"
+            );
+        }
         let client = OpenAiClient::new(&endpoint.base_url, endpoint.api_key.clone(), timeout)
             .with_context(|| format!("endpoint {}", endpoint.name))?;
         clients.push((endpoint, Arc::new(client)));
