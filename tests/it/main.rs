@@ -17,6 +17,7 @@ mod kafka;
 mod ledger;
 mod main_job;
 mod outages;
+mod retry;
 mod rollup;
 mod scaling;
 mod streams;

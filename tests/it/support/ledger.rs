@@ -104,6 +104,7 @@ impl Ledger {
             parallel: false,
             reject: false,
             budget: None,
+            retry_of: None,
             traceparent: None,
             plan: None,
             queued: "{}",
@@ -155,6 +156,7 @@ impl Ledger {
             traceparent: None,
             key_id: &self.key_id,
             budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()
