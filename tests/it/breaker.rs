@@ -137,6 +137,10 @@ async fn a_run_that_would_wait_long_is_parked_and_others_are_not_touched() {
         ("AGENTHUB_BREAKER_FAILURES", "2"),
         ("AGENTHUB_BREAKER_OPEN_MS", "60000"),
         ("AGENTHUB_MAX_ATTEMPTS", "1"),
+        (
+            "AGENTHUB_KAFKA_PROPERTIES",
+            "session.timeout.ms=2000,heartbeat.interval.ms=300",
+        ),
     ])
     .await;
     stack.spawn_all(&["api", "executor"]).await;
