@@ -112,7 +112,7 @@ async fn misbehave(mut stream: TcpStream) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-fn fetch(id: &str, args: Value) -> Value {
+fn fetch(id: &str, args: &Value) -> Value {
     json!({ "id": id, "tool": "http_fetch", "args": args })
 }
 
@@ -152,11 +152,11 @@ async fn whatever_a_server_does_harms_only_the_step_that_asked() {
     let mut runs = Vec::new();
     for (path, _) in cases {
         let args = json!({ "url": raw.url(path), "max_chars": 100_000 });
-        let plan = json!({ "steps": [fetch("s", args)] });
+        let plan = json!({ "steps": [fetch("s", &args)] });
         runs.push(stack.execute(&stack.session().await, &plan).await);
     }
     // Among all of them, one that asks for nothing strange.
-    let plan = json!({ "steps": [fetch("s", json!({ "url": raw.url("fine") }))] });
+    let plan = json!({ "steps": [fetch("s", &json!({ "url": raw.url("fine") }))] });
     let fine = stack.execute(&stack.session().await, &plan).await;
     let fine = stack.ended(&fine).await;
     assert_eq!(fine["status"], "succeeded", "{fine}");
@@ -188,7 +188,7 @@ async fn whatever_a_server_does_harms_only_the_step_that_asked() {
             }
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(60));
+    assert!(began.elapsed() < Duration::from_mins(1));
     // The worker is as it was.
     assert!(stack.metric("executor", "agenthub_task_panics_total").await < 0.5);
     let readyz = format!("http://{}/readyz", stack.processes["executor"].addr);
@@ -210,7 +210,7 @@ async fn what_a_page_says_is_data_and_not_part_of_the_plan() {
     let raw = Raw::start().await;
     let plan = json!({ "steps": [
         { "id": "secret", "tool": "ads_metrics_mock", "args": { "advertiser_id": "7", "metric": "roas" } },
-        fetch("page", json!({ "url": raw.url("injects") })),
+        fetch("page", &json!({ "url": raw.url("injects") })),
         { "id": "sum", "tool": "summarize", "args": { "text": "${steps.page.output.text}" },
           "depends_on": ["secret"] },
     ] });

@@ -144,6 +144,12 @@ fn error_response(codes: &[ErrorCode]) -> Value {
 
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
+    const STARTS: [&str; 4] = [
+        "/v1/plan",
+        "/v1/execute",
+        "/v1/runs",
+        "/v1/runs/{run_id}/retry",
+    ];
     use ErrorCode as E;
     let mut codes = vec![
         E::InvalidHeader,
@@ -176,12 +182,6 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);

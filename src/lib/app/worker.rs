@@ -156,9 +156,9 @@ fn llm_router(
     for endpoint in endpoints(settings)? {
         if let Some(model) = &endpoint.model {
             // No budget could be kept with it, so it would fail what it is to save.
-            let priced = prices.upper_bound_micro_usd(model, 0, 0, jiff::Timestamp::now());
+            let bound = prices.upper_bound_micro_usd(model, 0, 0, jiff::Timestamp::now());
             anyhow::ensure!(
-                priced.is_some(),
+                bound.is_some(),
                 "AGENTHUB_LLM_FALLBACK: the model {model:?} has no price"
             );
         }

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 /// Parts of the sliding window: it moves on by one of them at a time.
-const PARTS: u64 = 10;
+const PARTS: u8 = 10;
 /// When to ask again while every probe is under way.
 pub const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time for which a breaker opens.
@@ -258,13 +258,13 @@ impl Breaker {
     }
 
     fn part_length(&self) -> u64 {
-        (millis(self.rules.window) / PARTS).max(1)
+        (millis(self.rules.window) / u64::from(PARTS)).max(1)
     }
 
     fn count(&mut self, now_ms: u64, failed: bool) {
         let number = now_ms / self.part_length();
         // Less than PARTS, hence in bounds on any machine.
-        let part = &mut self.parts[usize::try_from(number % PARTS).unwrap_or(0)];
+        let part = &mut self.parts[usize::try_from(number % u64::from(PARTS)).unwrap_or(0)];
         if part.number != number {
             *part = Part {
                 number,
@@ -280,7 +280,8 @@ impl Breaker {
             return true;
         }
         let newest = now_ms / self.part_length();
-        let within = |part: &&Part| part.number + PARTS > newest && part.number <= newest;
+        let within =
+            |part: &&Part| part.number + u64::from(PARTS) > newest && part.number <= newest;
         let (mut calls, mut failures) = (0_u64, 0_u64);
         for part in self.parts.iter().filter(within) {
             calls += u64::from(part.calls);

@@ -48,8 +48,7 @@ pub fn choose(
             .bound_micro_usd
             .is_some_and(|bound| bound <= budget),
     };
-    let open = |candidate: &&Candidate| !candidate.failed;
-    if candidates.iter().filter(open).next().is_none() {
+    if candidates.iter().all(|candidate| candidate.failed) {
         return Choice::Exhausted;
     }
     let left = candidates
@@ -65,9 +64,8 @@ pub fn choose(
     }
     match shortest {
         // Once something was asked, whoever decides on retries waits, and not longer than it would.
-        Some(_) if failure.is_some() => Choice::Exhausted,
+        _ if failure.is_some() => Choice::Exhausted,
         Some(wait) => Choice::Wait(wait),
-        None if failure.is_some() => Choice::Exhausted,
         None => Choice::Unaffordable,
     }
 }

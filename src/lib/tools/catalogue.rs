@@ -179,7 +179,7 @@ fn http_fetch() -> ToolSpec {
             }
         })),
         timeout: Duration::from_secs(15),
-        cache: for_tenant(Duration::from_mins(1)),
+        cache: Some(for_tenant(Duration::from_mins(1))),
     }
 }
 
@@ -213,13 +213,13 @@ fn summarize() -> ToolSpec {
             }
         })),
         timeout: Duration::from_mins(1),
-        cache: for_tenant(Duration::from_mins(10)),
+        cache: Some(for_tenant(Duration::from_mins(10))),
     }
 }
 
-fn for_tenant(ttl: Duration) -> Option<CachePolicy> {
+fn for_tenant(ttl: Duration) -> CachePolicy {
     let scope = CacheScope::Tenant;
-    Some(CachePolicy { ttl, scope })
+    CachePolicy { ttl, scope }
 }
 
 fn schema(body: &Value) -> Value {

@@ -281,7 +281,7 @@ impl Breakers {
                 }),
                 // It holds here; the others find out by themselves.
                 Err(error) => {
-                    tracing::warn!(%error, tool = guarded.tool, "a breaker was not shared")
+                    tracing::warn!(%error, tool = guarded.tool, "a breaker was not shared");
                 }
             }
         });

@@ -167,11 +167,7 @@ impl<'r> ModelCalls<'r> {
                 _ => route.report(&outcome),
             }
             let took = started.elapsed();
-            let result = if outcome.is_ok() { "ok" } else { "error" };
-            metrics::counter!("agenthub_llm_calls_total", "model" => request.model.clone(), "outcome" => result)
-                .increment(1);
-            metrics::histogram!("agenthub_llm_duration_ms", "model" => request.model.clone())
-                .record(took.as_secs_f64() * 1000.0);
+            count(&request.model, outcome.is_ok(), took);
             transition = self.run.transition();
             transition.progress = true;
             let spent = match &outcome {
@@ -333,6 +329,14 @@ impl<'r> ModelCalls<'r> {
             }
         }
     }
+}
+
+fn count(model: &str, answered: bool, took: Duration) {
+    let outcome = if answered { "ok" } else { "error" };
+    metrics::counter!("agenthub_llm_calls_total", "model" => model.to_owned(), "outcome" => outcome)
+        .increment(1);
+    metrics::histogram!("agenthub_llm_duration_ms", "model" => model.to_owned())
+        .record(took.as_secs_f64() * 1000.0);
 }
 
 /// The number of the last model call that was reserved.

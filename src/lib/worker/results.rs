@@ -140,14 +140,13 @@ impl Results {
     async fn find(&self, entry: &Entry, owner: &str, deadline: Instant) -> Found {
         let turn = self.turn(&entry.digest);
         let mut waited = false;
-        let _turn = match turn.try_lock() {
-            Ok(turn) => turn,
-            Err(_) => {
-                waited = true;
-                match timeout_at(deadline, turn.lock()).await {
-                    Ok(turn) => turn,
-                    Err(_) => return Found::Alone,
-                }
+        let _turn = if let Ok(turn) = turn.try_lock() {
+            turn
+        } else {
+            waited = true;
+            match timeout_at(deadline, turn.lock()).await {
+                Ok(turn) => turn,
+                Err(_) => return Found::Alone,
             }
         };
         let mut pause = LOOK_AGAIN.0;
