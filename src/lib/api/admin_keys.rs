@@ -343,7 +343,7 @@ async fn governed(state: &ApiState, caller: &Caller, uri: &Uri) -> Result<Tenant
 }
 
 /// An admin key governs its own tenant; one of the operator's tenant governs every tenant.
-fn target(own: &TenantId, named: Option<TenantId>) -> Result<TenantId, ApiError> {
+pub(super) fn target(own: &TenantId, named: Option<TenantId>) -> Result<TenantId, ApiError> {
     match named {
         None => Ok(own.clone()),
         Some(tenant) if tenant == *own || own.is_system() => Ok(tenant),

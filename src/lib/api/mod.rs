@@ -8,6 +8,7 @@
 //! answer carries its trace id.
 
 mod admin_budget;
+mod admin_cache;
 mod admin_keys;
 mod admin_tenants;
 mod audit;

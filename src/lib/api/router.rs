@@ -9,8 +9,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use super::observe::observe;
 use super::state::ApiState;
 use super::{
-    admin_budget, admin_keys, admin_tenants, cors, docs, probes, retry, runs, sessions, stream,
-    submit, tools,
+    admin_budget, admin_cache, admin_keys, admin_tenants, cors, docs, probes, retry, runs,
+    sessions, stream, submit, tools,
 };
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
@@ -118,6 +118,12 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/api-keys/{key_id}/revoke",
             Needs(P::Keys),
             post(admin_keys::revoke),
+        ),
+        (
+            &d,
+            "/v1/admin/cache/{tool}",
+            Needs(P::Cache),
+            delete(admin_cache::drop_kept),
         ),
         (
             &Method::PUT,

@@ -19,6 +19,7 @@ use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
 use crate::runtime::{Health, Supervisor};
+use crate::store::Redis;
 use crate::stream::Streams;
 
 /// Requests that one process handles at once; streams and waiting requests are not counted.
@@ -31,6 +32,8 @@ const MAX_WAITS: usize = 4096;
 pub struct ApiParts {
     /// The configuration.
     pub settings: Settings,
+    /// What is not a run: circuit breakers, kept results.
+    pub redis: Redis,
     /// The ledger of runs.
     pub runs: Runs,
     /// Keys, roles and limits.

@@ -114,6 +114,7 @@ impl Api {
         let streams = Streams::start(&settings, runs.clone(), &supervisor, ending.clone()).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();
         let api = ApiState::new(ApiParts {
+            redis: redis.clone(),
             runs: runs.clone(),
             governance: Governance::new(signer.clone(), &settings),
             trail: AuditTrail::start(producer.clone(), &settings, &supervisor, ending.clone()),

@@ -27,6 +27,7 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
     )?;
     let state = ApiState::new(ApiParts {
         settings: (*settings).clone(),
+        redis: base.redis.clone(),
         runs: base.runs.clone(),
         governance: Governance::new(base.signer.clone(), &settings),
         keys: Keys::new(

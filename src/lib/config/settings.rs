@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
-use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule};
+use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -160,6 +160,22 @@ settings! {
     max_output_bytes: ByteCount = "AGENTHUB_MAX_OUTPUT_BYTES", "262144";
     /// Attempts that a step has when its failure is transient.
     max_attempts: u32 = "AGENTHUB_MAX_ATTEMPTS", "4";
+    /// Further attempts that the steps of one run have together.
+    max_run_retries: u32 = "AGENTHUB_MAX_RUN_RETRIES", "30";
+    /// Failures in a row that open the circuit breaker of a tool's target, or of a model's endpoint.
+    breaker_failures: u32 = "AGENTHUB_BREAKER_FAILURES", "5";
+    /// Milliseconds of calls whose share of failures a breaker looks at.
+    breaker_window_ms: Millis = "AGENTHUB_BREAKER_WINDOW_MS", "30000";
+    /// Calls that this window must hold before their share of failures counts.
+    breaker_min_calls: u32 = "AGENTHUB_BREAKER_MIN_CALLS", "20";
+    /// Per cent of failures in the window that open a breaker.
+    breaker_failure_percent: u32 = "AGENTHUB_BREAKER_FAILURE_PERCENT", "50";
+    /// Milliseconds for which a breaker opens first; each time in a row doubles them, up to five minutes.
+    breaker_open_ms: Millis = "AGENTHUB_BREAKER_OPEN_MS", "15000";
+    /// Calls that pass a half-open breaker at once, over all workers; as many successes close it.
+    breaker_probes: u32 = "AGENTHUB_BREAKER_PROBES", "2";
+    /// Seconds that a tool's results are kept, `<tool>=<seconds>`, comma-separated, in place of what the tool declares; 0 keeps none.
+    cache_ttls: Vec<ToolTtl> = "AGENTHUB_CACHE_TTLS", "";
     /// Seconds that a step may take when its plan gives no `timeout_s`.
     step_timeout_s: u64 = "AGENTHUB_STEP_TIMEOUT_S", "30";
 
@@ -169,6 +185,10 @@ settings! {
     openai_api_key: SecretString = "OPENAI_API_KEY", "", secret;
     /// Model that plans when the request names none.
     model: String = "AGENTHUB_MODEL", "gpt-4o-mini";
+    /// What answers when the model does not, in this order: `<model>@<base URL>`, or `<model>` at the endpoint above, comma-separated.
+    llm_fallback: Vec<String> = "AGENTHUB_LLM_FALLBACK", "";
+    /// API keys of the fall-back endpoints that have a base URL, in their order, comma-separated; one may be empty.
+    llm_fallback_keys: SecretString = "AGENTHUB_LLM_FALLBACK_KEYS", "", secret;
     /// Milliseconds that one model call may take.
     llm_timeout_ms: Millis = "AGENTHUB_LLM_TIMEOUT_MS", "60000";
     /// Most tokens that a model may answer with.
@@ -232,6 +252,24 @@ impl Settings {
         }
         if self.max_in_flight == 0 {
             return invalid("AGENTHUB_MAX_IN_FLIGHT", "at least 1");
+        }
+        for (name, value) in [
+            ("AGENTHUB_BREAKER_FAILURES", self.breaker_failures),
+            ("AGENTHUB_BREAKER_MIN_CALLS", self.breaker_min_calls),
+            ("AGENTHUB_BREAKER_PROBES", self.breaker_probes),
+        ] {
+            if value == 0 {
+                return invalid(name, "at least 1");
+            }
+        }
+        if !(1..=100).contains(&self.breaker_failure_percent) {
+            return invalid("AGENTHUB_BREAKER_FAILURE_PERCENT", "1 to 100");
+        }
+        if !(100..=86_400_000).contains(&self.breaker_open_ms.0) {
+            return invalid("AGENTHUB_BREAKER_OPEN_MS", "100 to 86400000");
+        }
+        if !(100..=86_400_000).contains(&self.breaker_window_ms.0) {
+            return invalid("AGENTHUB_BREAKER_WINDOW_MS", "100 to 86400000");
         }
         if self.lease_ms.0 < 1000 {
             return invalid("AGENTHUB_LEASE_MS", "at least 1000");

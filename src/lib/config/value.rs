@@ -63,6 +63,15 @@ impl Parse for AuditFull {
     }
 }
 
+/// How long a tool's results are kept, written `<tool>=<seconds>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolTtl {
+    /// The tool.
+    pub tool: String,
+    /// Seconds; 0 keeps none.
+    pub seconds: u64,
+}
+
 /// A type that a setting can have.
 pub trait Parse: Sized {
     /// The value that `text` writes. `Err` holds what was expected, never the given text, which may
@@ -189,6 +198,19 @@ impl Parse for IpNet {
             }
             _ => Ok(net),
         }
+    }
+}
+
+impl Parse for ToolTtl {
+    fn parse(text: &str) -> Result<Self, String> {
+        let expected = || "<tool>=<seconds> such as http_fetch=60, at most a day".to_owned();
+        let (tool, seconds) = text.trim().split_once('=').ok_or_else(expected)?;
+        let seconds = seconds.trim().parse().map_err(|_| expected())?;
+        if seconds > 86_400 || tool.trim().is_empty() {
+            return Err(expected());
+        }
+        let tool = tool.trim().to_owned();
+        Ok(Self { tool, seconds })
     }
 }
 

@@ -53,18 +53,21 @@ pub enum Permission {
     Keys,
     /// Set and read what holds for the tenant as a whole.
     Tenants,
+    /// Drop results of tools that are kept for the tenant.
+    Cache,
     /// See and set what the tenant may spend.
     Budgets,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Sessions,
         Self::Runs,
         Self::Tools,
         Self::Keys,
         Self::Tenants,
+        Self::Cache,
         Self::Budgets,
     ];
 
@@ -76,6 +79,7 @@ impl Permission {
             Self::Tools => "see the tools",
             Self::Keys => "manage the API keys of the tenant",
             Self::Tenants => "read and set what holds for the tenant as a whole",
+            Self::Cache => "drop kept results of tools",
             Self::Budgets => "read and set what the tenant may spend, read what it used",
         }
     }
@@ -84,7 +88,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Tenants | Self::Budgets => &[Role::Admin],
+            Self::Keys | Self::Tenants | Self::Cache | Self::Budgets => &[Role::Admin],
         }
     }
 }

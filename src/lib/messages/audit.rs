@@ -24,7 +24,7 @@ pub struct AuditRecord {
     pub id: String,
     /// Milliseconds since the epoch.
     pub ts: u64,
-    /// `request`, `model_call` or `tool_call`.
+    /// `request`, `model_call`, `tool_call`, or `tool_cached` for a kept result in place of a call.
     pub action: String,
     /// Requests that it stands for; more than one where many of a kind were added up.
     #[serde(default = "one")]

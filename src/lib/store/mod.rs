@@ -4,10 +4,12 @@
 //! script can touch them all, on a cluster too.
 
 mod address_bits;
+mod breakers;
 mod connection;
 mod dead_letters;
 mod keys;
 mod lock;
+mod results;
 mod script;
 mod tenants;
 
@@ -22,9 +24,11 @@ use crate::config::Settings;
 use crate::ids::TenantId;
 
 pub use address_bits::{address_bits, network_bits};
+pub use breakers::OpenBreaker;
 pub use connection::Connection;
 pub use dead_letters::{IndexedLetter, MAX_LETTERS};
 pub use lock::Lock;
+pub use results::{Kept, Look, ResultName};
 pub use script::Script;
 
 /// Why Redis did not do what was asked.

@@ -36,6 +36,9 @@ metrics_table! {
     Counter "agenthub_tokens_total" "Tokens by model and direction (input, output).";
     Counter "agenthub_cost_usd_total" "US dollars spent on models, by model.";
     Counter "agenthub_cache_hits_total" "Tool results taken from the cache, by tool.";
+    Counter "agenthub_cache_lookups_total" "Looks for a kept tool result, by tool and outcome: hit, coalesced (from a call under way), miss, bypassed.";
+    Gauge "agenthub_breaker_state" "The worst circuit breaker of a tool or model endpoint that this worker knows: 0 closed, 1 half-open, 2 open; by tool.";
+    Counter "agenthub_breaker_transitions_total" "Changes of circuit breakers that this worker made or heard of, by tool and state.";
     Counter "agenthub_tool_executions_total" "Attempts of tool calls by tool and outcome.";
     Histogram "agenthub_tool_duration_ms" "Milliseconds of one attempt of a tool call, by tool.";
     Histogram "agenthub_llm_duration_ms" "Milliseconds of one model call, by model.";

@@ -11,7 +11,7 @@ use crate::runs::NewRecord;
 /// One call of a model or a tool.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
-    /// `model_call` or `tool_call`.
+    /// `model_call`, `tool_call`, or `tool_cached` where a kept result was used instead.
     pub(super) action: &'a str,
     /// The model or the tool.
     pub(super) target: &'a str,

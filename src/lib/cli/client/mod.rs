@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use url::{Host, Url};
 
-pub use bodies::{Event, Failure, Run, Step, Tool, Usage, is_terminal};
+pub use bodies::{Breaker, Event, Failure, Run, Step, Tool, Usage, is_terminal};
 pub use error::ClientError;
 pub use events::Events;
 
