@@ -212,8 +212,7 @@ impl TopicReader {
                 ("allow.auto.create.topics", "false"),
             ],
         );
-        let consumer: StreamConsumer<Observer> =
-            config.create_with_context(Observer::default())?;
+        let consumer: StreamConsumer<Observer> = config.create_with_context(Observer::default())?;
         // librdkafka's metadata calls block their thread.
         let asked = tokio::task::spawn_blocking(move || {
             let left = extents(&consumer, &topic, extent);

@@ -217,6 +217,13 @@ impl Client {
         Ok(status.unwrap_or("cancelling").to_owned())
     }
 
+    /// Starts a new run that takes over the finished steps of one that has ended.
+    pub async fn retry(&self, id: &str, idempotency_key: &str) -> Result<Submitted, ClientError> {
+        let request = self.request(Method::POST, &["runs", id, "retry"]);
+        let request = request.header("Idempotency-Key", idempotency_key);
+        self.answer(request.json(&json!({}))).await
+    }
+
     /// The tools, as the API wrote them.
     pub async fn tools(&self) -> Result<Vec<Box<RawValue>>, ClientError> {
         let page: Page = self.answer(self.request(Method::GET, &["tools"])).await?;
