@@ -13,6 +13,7 @@ mod kafka;
 mod ledger;
 mod main_job;
 mod outages;
+mod rebuild;
 mod replay;
 mod rollup;
 mod scaling;

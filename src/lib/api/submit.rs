@@ -20,7 +20,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{OnConflict, RunSpec};
+use crate::messages::{OnConflict, QueuedState, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, RunStatus};
@@ -110,7 +110,12 @@ async fn submit(
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
     let spec = specify(caller, submission, session, &key);
-    let (run, replayed) = admit(state, caller, how, &spec, plan.as_ref(), fingerprint).await?;
+    let parts = Parts {
+        spec: &spec,
+        plan: plan.as_ref(),
+        key: &key,
+    };
+    let (run, replayed) = admit(state, caller, how, &parts, fingerprint).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -213,20 +218,36 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
     }
 }
 
+/// What a run is made of.
+struct Parts<'a> {
+    spec: &'a RunSpec,
+    plan: Option<&'a Sealed>,
+    /// The session's data key.
+    key: &'a DataKey,
+}
+
 /// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
 /// request with the same key had done so.
 async fn admit(
     state: &ApiState,
     caller: &Caller,
     how: &Submitting,
-    spec: &RunSpec,
-    plan: Option<&Sealed>,
+    parts: &Parts<'_>,
     fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
+    let spec = parts.spec;
     let run = &spec.run_id;
     let facts = caller.scope.facts();
     let claim = how.idempotency.as_ref();
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
+    let queued_state = claim.as_ref().map(|claim| QueuedState {
+        claim: claim.clone(),
+        fingerprint: fingerprint.to_owned(),
+    });
+    let queued_state = queued_state
+        .map(|state| serde_json::to_vec(&state).map(|json| parts.key.seal(&json)))
+        .transpose()
+        .map_err(|error| internal(&error))?;
     let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
     let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
     let id = format!("{run}/audit");
@@ -248,8 +269,9 @@ async fn admit(
         parallel: spec.on_conflict == OnConflict::Parallel,
         reject: spec.on_conflict == OnConflict::Reject,
         traceparent: spec.traceparent.as_deref(),
-        plan,
+        plan: parts.plan,
         queued: &queued,
+        queued_state,
         audit: &audit,
     };
     match state.runs().admit(&admit).await? {

@@ -6,6 +6,7 @@
 
 mod enqueue;
 mod opening;
+pub mod rebuild;
 mod saved;
 mod selection;
 mod summary;

@@ -9,6 +9,7 @@ mod client;
 mod gate;
 mod history;
 mod outbox;
+mod rebuild;
 mod record;
 mod reply;
 mod scripts;
@@ -20,6 +21,7 @@ pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Sess
 pub use gate::{Gate, GateRule};
 pub use history::StoredEvent;
 pub use outbox::{Admitted, OutboxEntry};
+pub use rebuild::{RestoredRun, RestoredSession};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};

@@ -28,4 +28,5 @@ scripts! {
     RENEW = "renew";
     FLUSHED = "flushed";
     SWEEP = "sweep";
+    REBUILD = "rebuild";
 }

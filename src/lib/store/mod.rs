@@ -5,6 +5,7 @@
 
 mod dead_letters;
 mod keys;
+mod rebuilding;
 mod script;
 
 use std::sync::Arc;

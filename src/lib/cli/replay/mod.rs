@@ -4,6 +4,7 @@
 mod args;
 mod as_new;
 pub mod print;
+mod rebuild;
 pub mod source;
 
 use std::fs::File;
@@ -50,6 +51,8 @@ const SHOWN_EVERY: Duration = Duration::from_millis(200);
     agenthub replay --in commands.jsonl --enqueue --execute"
 )]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     from: From,
     #[command(flatten)]
@@ -67,6 +70,11 @@ pub struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Rebuild(rebuild::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -106,6 +114,9 @@ enum Sink {
 
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Rebuild(args)) = &args.command {
+        return rebuild::run(args).await;
+    }
     let source = Source::from_process()?;
     let mut settings = KafkaSettings::load(&source)?;
     settings.produce_timeout = settings.produce_timeout.max(PRODUCE_TIMEOUT);
@@ -387,6 +398,8 @@ mod tests {
             "replay --topic plan.commands --where @.value.wake>1 --enqueue --execute --rate 10",
             "replay --in file --enqueue",
             "replay --topic audit.logs --out file --json",
+            "replay rebuild",
+            "replay rebuild --json",
         ] {
             assert!(parse(right).is_ok(), "{right}: {:?}", parse(right));
         }
@@ -400,6 +413,8 @@ mod tests {
             "replay --topic plan.commands --from yesterday",
             "replay --topic plan.commands --where kind",
             "replay --topic plan.commands --run run_1",
+            "replay --topic plan.commands rebuild",
+            "replay rebuild --force",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
