@@ -5,6 +5,8 @@
 
 mod run;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
