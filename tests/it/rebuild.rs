@@ -144,7 +144,7 @@ mod by_design {
             }
             _ => false,
         };
-        fields.retain(|name, value| !lost(name) && !(value == "0" && name.contains('_')));
+        fields.retain(|name, value| !(lost(name) || value == "0" && name.contains('_')));
         let cancelled = fields
             .get("status")
             .is_some_and(|status| status == "cancelled");
@@ -317,7 +317,7 @@ async fn a_lost_redis_comes_back_and_live_runs_go_on() {
     // What Kafka has is what can come back. The workers are dead, so that nothing is added.
     until_flushed(&stack).await;
     let live: BTreeSet<String> = [&hanging, &behind, &parked, &waiting]
-        .map(|run| run.to_string())
+        .map(String::clone)
         .into();
     let mut told = BTreeMap::new();
     for run in ended.iter().chain(&live) {

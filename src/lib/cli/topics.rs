@@ -167,13 +167,13 @@ async fn print_records(cat: &Cat) -> anyhow::Result<ExitCode> {
     let mut records = Records::of_topic(&kafka, cat.topic, cat.extent.extent()).await?;
     let mut printer = Printer::new(cat.json, masker, keys);
     let selection = cat.which.selection();
-    let mut printed = 0;
-    while !cat.which.is_reached(printed)
+    let mut count = 0;
+    while !cat.which.is_reached(count)
         && let Some(found) = records.next().await?
     {
         if selection.check(&found.record).is_ok() {
             printer.print(&found).await?;
-            printed += 1;
+            count += 1;
         }
     }
     printer.finish()?;

@@ -11,6 +11,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::metadata::MetadataPartition;
 
 use super::client::{KafkaSettings, Observer};
 use super::producer::ClientError;
@@ -319,7 +320,13 @@ fn extents(
     let found = metadata.topics().iter().find(|t| t.name() == topic);
     let partitions: Vec<i32> = found
         .filter(|topic| topic.error().is_none())
-        .map(|topic| topic.partitions().iter().map(|p| p.id()).collect())
+        .map(|topic| {
+            topic
+                .partitions()
+                .iter()
+                .map(MetadataPartition::id)
+                .collect()
+        })
         .unwrap_or_default();
     let wanted = |id: &i32| extent.partition.is_none_or(|partition| partition == *id);
     let partitions: Vec<i32> = partitions.into_iter().filter(wanted).collect();

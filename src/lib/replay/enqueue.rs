@@ -138,7 +138,7 @@ mod tests {
         }
         assert_eq!(times, [0, 250, 500, 750, 1000, 1250, 1500, 1750, 2000]);
         // After a minute's pause, at most the rest of a second comes at once.
-        let again = now + Duration::from_secs(60);
+        let again = now + Duration::from_mins(1);
         let due: Vec<Instant> = (0..12).map(|_| pace.next(again)).collect();
         let at_once = due.iter().filter(|due| **due <= again).count();
         assert!(at_once <= 4, "{at_once}");

@@ -50,7 +50,7 @@ impl Skipped {
     }
 }
 
-/// An expression over a record: a JSONPath filter (RFC 9535) such as `@.value.kind == 'plan'`, or a
+/// An expression over a record: a `JSONPath` filter (RFC 9535) such as `@.value.kind == 'plan'`, or a
 /// whole query that begins with `$`, which holds when it finds anything.
 #[derive(Debug, Clone)]
 pub struct Filter {

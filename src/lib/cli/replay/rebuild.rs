@@ -1,5 +1,6 @@
 //! `agenthub replay rebuild`: fills an empty Redis again.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -87,10 +88,13 @@ fn tell(report: &Report) -> String {
     );
     if report.runs_without_command > 0 {
         let count = report.runs_without_command;
-        text += &format!("left out: {count} runs whose commands have left the topics\n");
+        _ = writeln!(
+            text,
+            "left out: {count} runs whose commands have left the topics"
+        );
     }
     for (reason, count) in &report.unusable {
-        text += &format!("left out: {count} records: {reason}\n");
+        _ = writeln!(text, "left out: {count} records: {reason}");
     }
     text
 }

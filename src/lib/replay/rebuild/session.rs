@@ -139,12 +139,11 @@ impl SessionFold {
                 without_command += 1;
                 continue;
             };
-            match keep_ms {
-                Some(keep_ms) => ended.push((restored, keep_ms)),
-                None => {
-                    at_work |= restored.fields.contains_key("begun");
-                    live.push((run.created_ms(), restored));
-                }
+            if let Some(keep_ms) = keep_ms {
+                ended.push((restored, keep_ms));
+            } else {
+                at_work |= restored.fields.contains_key("begun");
+                live.push((run.created_ms(), restored));
             }
         }
         if live.is_empty() && self.touched_ms.saturating_add(self.record.ttl_ms) < terms.now_ms {

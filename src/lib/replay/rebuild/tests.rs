@@ -66,6 +66,7 @@ fn folded(
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn a_run_is_where_its_last_event_left_it() {
     use CommandKind::{Execute, Plan};
     use EventType as E;
