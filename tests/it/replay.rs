@@ -343,3 +343,52 @@ async fn a_rate_is_kept() {
     // The first at once, the eighth 1.75 s later: never earlier, however fast the machine.
     assert!(began.elapsed() >= Duration::from_millis(1_750), "{done}");
 }
+
+#[tokio::test]
+async fn new_runs_are_asked_of_the_api_once_for_each_run() {
+    let mut stack = Stack::bare(&[]).await;
+    stack.spawn_all(&["api"]).await;
+    let session = stack.session().await;
+    let runs = [
+        stack.submit(&session, ADS).await,
+        stack.submit(&session, ADS).await,
+    ];
+    // The first run's command is on the topic twice.
+    let again = [
+        "--topic",
+        "plan.commands",
+        "--run",
+        &runs[0],
+        "--enqueue",
+        "--execute",
+    ];
+    summary(&stack, &again).await;
+
+    let api = Web::start(|_, _| Reply::Json(r#"{"run_id":"run_new"}"#)).await;
+    stack.set("AGENTHUB_URL", &api.url(""));
+    let key = stack.api_key.clone();
+    stack.set("AGENTHUB_API_KEY", &key);
+    let retry = |run: &str| format!("/v1/runs/{run}/retry");
+    let dry = summary(&stack, &["--topic", "plan.commands", "--as-new"]).await;
+    assert_eq!(
+        (count(&dry, "matched"), count(&dry, "produced")),
+        (2, 0),
+        "{dry}"
+    );
+    assert!(runs.iter().all(|run| api.hits(&retry(run)) == 0));
+
+    let done = summary(
+        &stack,
+        &["--topic", "plan.commands", "--as-new", "--execute"],
+    )
+    .await;
+    assert_eq!(
+        (count(&done, "matched"), count(&done, "produced")),
+        (2, 2),
+        "{done}"
+    );
+    assert_eq!(done["skipped"]["same_run"], 1, "{done}");
+    for run in &runs {
+        assert_eq!(api.hits(&retry(run)), 1);
+    }
+}
