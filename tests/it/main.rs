@@ -6,6 +6,7 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod budgets;
 mod dlq;
 mod documentation;
 mod faults;

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use redis::AsyncCommands;
 use serde::Serialize;
 
 use super::{Runs, scripts};
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::store::StoreError;
 
+/// As in `budget.lua`: 400 days.
+const USE_RETENTION_S: i64 = 400 * 86_400;
 /// Events written at once.
 const EVENTS: usize = 500;
 
@@ -89,6 +92,56 @@ impl Runs {
         self.redis
             .invoke(&scripts::REBUILD, tenant, session, &self.settings)
             .await
+    }
+
+    /// Restores what was spent in a month (`yyyymm`): by `t` for the tenant itself, and by key.
+    pub async fn restore_spent(
+        &self,
+        tenant: &TenantId,
+        month: &str,
+        spent: &BTreeMap<String, i64>,
+    ) -> Result<(), StoreError> {
+        let name = format!("{}:spend:{month}", self.redis.base(tenant));
+        let spent = spent.iter();
+        let fields: Vec<(String, i64)> = spent
+            .map(|(who, amount)| (format!("{who}.spent"), (*amount).max(0)))
+            .collect();
+        let mut connection = self.redis.connection();
+        Ok(connection.hset_multiple(name, &fields).await?)
+    }
+
+    /// Restores what was used on a day (`yyyymmdd`): calls, tokens read, of those cached, written, of
+    /// those reasoning, and money.
+    pub async fn restore_used(
+        &self,
+        tenant: &TenantId,
+        day: &str,
+        used: &BTreeMap<String, [i64; 6]>,
+    ) -> Result<(), StoreError> {
+        let name = format!("{}:use:{day}", self.redis.base(tenant));
+        let used = used.iter();
+        let fields: Vec<(&String, String)> = used
+            .map(|(user, sums)| (user, sums.map(|n| n.max(0).to_string()).join(" ")))
+            .collect();
+        let mut pipe = redis::pipe();
+        pipe.atomic()
+            .hset_multiple(&name, &fields)
+            .ignore()
+            .expire(&name, USE_RETENTION_S)
+            .ignore();
+        Ok(pipe.query_async(&mut self.redis.connection()).await?)
+    }
+
+    /// Restores what a tenant may spend in each month.
+    pub async fn restore_budget(
+        &self,
+        tenant: &TenantId,
+        limit: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let Some(limit) = limit else { return Ok(()) };
+        let name = format!("{}:tenant", self.redis.base(tenant));
+        let mut connection = self.redis.connection();
+        Ok(connection.hset(name, "budget", limit).await?)
     }
 
     /// Restores the claim of an `Idempotency-Key` for `keep_ms` milliseconds.

@@ -3,6 +3,7 @@
 //! Invariant: nothing is taken in before everything is there. The mark of the rebuild closes the API,
 //! and the keys, without which no request passes the gate, come last.
 
+mod money;
 mod run;
 mod session;
 #[cfg(test)]
@@ -15,13 +16,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use money::MoneyFold;
 use session::{SessionFold, Terms};
 
 use crate::config::Settings;
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::kafka::{Extent, KafkaSettings, Place, ReadError, StoredRecord, TopicReader};
 use crate::messages::{
-    AuditRecord, CommandKind, EventBatch, EventType, KeyRecord, QueuedState, RunSpec,
+    AuditRecord, BudgetRecord, CommandKind, EventBatch, EventType, KeyRecord, QueuedState, RunSpec,
     SCHEMA_VERSION, Signer, State, StateRecord, Topic, header,
 };
 use crate::privacy::{DataKey, KeyRing, Sealed};
@@ -110,6 +112,7 @@ type Sessions = HashMap<SessionId, SessionFold>;
 struct Stored {
     keys: BTreeMap<String, KeyRecord>,
     sessions: HashMap<String, SessionFold>,
+    budgets: BTreeMap<String, BudgetRecord>,
 }
 
 /// A command, with its specification as it is written.
@@ -178,10 +181,14 @@ impl Rebuild {
         }
         let mut report = Report::default();
         let stored = self.read_state(&mut report, progress).await?;
-        let sessions = self
+        let mut sessions = self
             .read_sessions(stored.sessions, &mut report, progress)
             .await?;
+        let money = self
+            .read_audit(&mut sessions, &mut report, progress)
+            .await?;
         self.write_sessions(sessions, &mut report, progress).await?;
+        self.write_money(&money, stored.budgets).await?;
         self.write_keys(stored.keys, &mut report).await?;
         redis.end_rebuild().await?;
         report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -239,6 +246,7 @@ impl Rebuild {
             let Some(value) = &record.value else {
                 stored.sessions.remove(&key);
                 stored.keys.remove(&key);
+                stored.budgets.remove(&key);
                 return Ok(());
             };
             let record: StateRecord = decode(value)?;
@@ -251,6 +259,9 @@ impl Rebuild {
                 }
                 State::Session(record) => {
                     stored.sessions.insert(key, SessionFold::new(record));
+                }
+                State::Budget(record) => {
+                    stored.budgets.insert(key, record);
                 }
             }
             Ok(())
@@ -322,23 +333,45 @@ impl Rebuild {
         };
         self.read(Topic::AgentEvents, from, report, progress, &mut take)
             .await?;
+        Ok(sessions)
+    }
+
+    /// Reads what was spent: all of it, since budgets count by the month.
+    async fn read_audit(
+        &self,
+        sessions: &mut Sessions,
+        report: &mut Report,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<MoneyFold, RebuildError> {
+        let mut money = MoneyFold::default();
         let mut owners: HashMap<RunId, SessionId> = HashMap::new();
-        for (id, session) in &sessions {
+        for (id, session) in &*sessions {
             owners.extend(session.run_ids().map(|run| (run.clone(), id.clone())));
         }
         let mut take = |record: &StoredRecord| {
             let audit: AuditRecord = decode(record.value.as_deref().unwrap_or_default())?;
+            let tenant = audit.tenant.as_ref().map(TenantId::as_str);
+            if tenant.is_some() && tenant != record.header(header::TENANT) {
+                return Err("undecodable");
+            }
+            money.take(&audit);
             let of_run = audit.run_id.as_ref().and_then(|run| owners.get(run));
             if let Some(id) = audit.session_id.as_ref().or(of_run)
-                && let Some(session) = owned(&mut sessions, &id.clone(), record)
+                && let Some(session) = owned(sessions, &id.clone(), record)
             {
                 session.audit(&audit);
             }
             Ok(())
         };
-        self.read(Topic::AuditLogs, from, report, progress, &mut take)
-            .await?;
-        Ok(sessions)
+        self.read(
+            Topic::AuditLogs,
+            Place::Earliest,
+            report,
+            progress,
+            &mut take,
+        )
+        .await?;
+        Ok(money)
     }
 
     async fn write_sessions(
@@ -431,6 +464,25 @@ impl Rebuild {
             })
         });
         claims.collect()
+    }
+
+    async fn write_money(
+        &self,
+        money: &MoneyFold,
+        budgets: BTreeMap<String, BudgetRecord>,
+    ) -> Result<(), RebuildError> {
+        for ((tenant, month), spent) in &money.spent {
+            self.runs.restore_spent(tenant, month, spent).await?;
+        }
+        for ((tenant, day), used) in &money.used {
+            self.runs.restore_used(tenant, day, used).await?;
+        }
+        for budget in budgets.values() {
+            self.runs
+                .restore_budget(&budget.tenant, budget.limit_micro_usd)
+                .await?;
+        }
+        Ok(())
     }
 
     /// The keys of a tenant, and the tenant itself, which sweepers then look at: after all else.

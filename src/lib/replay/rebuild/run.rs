@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::money::day;
 use crate::ids::RunId;
 use crate::messages::{AuditRecord, CommandKind, Event, EventType, OnConflict, RunKind, RunSpec};
 use crate::privacy::Sealed;
@@ -12,23 +13,26 @@ use crate::runs::{RestoredRun, RunStatus, StepEntry, StepStatus};
 /// What was spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Usage {
-    pub(super) input_tokens: u64,
-    pub(super) output_tokens: u64,
-    pub(super) cost_micro_usd: u64,
+    input_tokens: u64,
+    output_tokens: u64,
+    cost_micro_usd: i64,
 }
 
 impl Usage {
     pub(super) fn add(&mut self, record: &AuditRecord) {
         self.input_tokens += record.input_tokens;
         self.output_tokens += record.output_tokens;
-        self.cost_micro_usd += record.cost_micro_usd;
+        self.cost_micro_usd += record.delta_micro_usd.unwrap_or(0);
     }
 
     pub(super) fn put(self, fields: &mut BTreeMap<String, String>) {
         for (name, amount) in [
             ("input_tokens", self.input_tokens),
             ("output_tokens", self.output_tokens),
-            ("cost_micro_usd", self.cost_micro_usd),
+            (
+                "cost_micro_usd",
+                u64::try_from(self.cost_micro_usd).unwrap_or(0),
+            ),
         ] {
             if amount > 0 {
                 fields.insert(name.to_owned(), amount.to_string());
@@ -61,7 +65,10 @@ pub(super) struct RunFold {
     wakes: BTreeMap<&'static str, u32>,
     end: Option<End>,
     steps: BTreeMap<String, StepEntry>,
-    model_calls: Vec<Value>,
+    /// The journal's entries of model calls, by number; without the answers, which are on no topic.
+    model_calls: BTreeMap<u32, Value>,
+    /// How calls were settled, by name, as the ledger keeps it.
+    settled: BTreeMap<String, String>,
     usage: Usage,
     cancelled: bool,
 }
@@ -161,31 +168,39 @@ impl RunFold {
         }
     }
 
-    /// Takes a usage record, or that of a request to cancel.
+    /// Takes a settlement, or the record of a request to cancel. Each comes once.
     pub(super) fn audit(&mut self, record: &AuditRecord) {
+        if record.action == "request" {
+            let cancels = record.route.as_deref() == Some("/v1/runs/{run_id}/cancel");
+            self.cancelled |= cancels;
+            return;
+        }
+        let (Some(call), Some(settlement)) = (&record.call, &record.settlement) else {
+            return;
+        };
         self.usage.add(record);
-        match record.action.as_str() {
-            "model_call" => {
-                let used = record.input_tokens + record.output_tokens > 0;
-                let usage = used.then(|| {
-                    json!({
-                        "input_tokens": record.input_tokens, "cached_tokens": 0,
-                        "output_tokens": record.output_tokens, "reasoning_tokens": 0,
-                    })
-                });
-                let mut call = json!({
-                    "model": record.target, "cost_micro_usd": record.cost_micro_usd,
-                    "duration_ms": record.duration_ms, "answer": "",
-                });
-                if let Some(usage) = usage {
-                    call["usage"] = usage;
-                }
-                self.model_calls.push(call);
-            }
-            "request" if record.route.as_deref() == Some("/v1/runs/{run_id}/cancel") => {
-                self.cancelled = true;
-            }
-            _ => {}
+        let model = record.target.as_deref().unwrap_or("-");
+        let month = record.month.as_deref().unwrap_or_default();
+        let day = day(record.ts).unwrap_or_default();
+        let day = day.get(6..).unwrap_or("01");
+        let is_final = |text: &String| text.starts_with("actual");
+        if !self.settled.get(call).is_some_and(is_final) {
+            let amount = record.cost_micro_usd;
+            let text = format!("{settlement} {amount} {month} {day} {model}");
+            self.settled.insert(call.clone(), text);
+        }
+        // A call that failed used nothing, or nobody knows what; it is not in the journal.
+        let used = record.input_tokens + record.output_tokens > 0;
+        if let (true, "model_call", Ok(number)) = (used, record.action.as_str(), call.parse()) {
+            let entry = json!({
+                "model": record.target, "cost_micro_usd": record.cost_micro_usd,
+                "duration_ms": record.duration_ms, "answer": "",
+                "usage": {
+                    "input_tokens": record.input_tokens, "cached_tokens": 0,
+                    "output_tokens": record.output_tokens, "reasoning_tokens": 0,
+                },
+            });
+            self.model_calls.insert(number, entry);
         }
     }
 
@@ -255,6 +270,10 @@ impl RunFold {
             self.created_ms().unwrap_or(spec.created_ms).to_string(),
         );
         set("deadline", spec.deadline_ms.to_string());
+        set("key_id", spec.key_id.to_string());
+        if let Some(budget) = spec.max_cost_micro_usd {
+            set("budget", budget.to_string());
+        }
         if spec.on_conflict == OnConflict::Parallel {
             set("parallel", "1".to_owned());
         }
@@ -308,15 +327,19 @@ impl RunFold {
                 set("cancel", "graceful".to_owned());
             }
         }
-        // An answer is not on the topics: planning that had not come to an end begins anew, and counts
-        // what was asked before. Elsewhere the calls are only shown.
+        for (call, settled) in &self.settled {
+            set(&format!("b:{call}"), settled.clone());
+        }
+        // An answer is not on the topics: planning that had not come to its end begins anew, and its
+        // calls count. Elsewhere the calls are only shown.
         if self.end.is_none() && stage == CommandKind::Plan {
-            if !self.model_calls.is_empty() {
-                set("calls", self.model_calls.len().to_string());
+            if let Some(since) = self.planning_ms {
+                let (call, text) = self.call_under_way(since)?;
+                set(&call, text);
             }
         } else {
-            for (index, call) in self.model_calls.iter().enumerate() {
-                set(&format!("m:{}", index + 1), call.to_string());
+            for (number, call) in &self.model_calls {
+                set(&format!("m:{number}"), call.to_string());
             }
         }
         self.usage.put(&mut fields);
@@ -324,6 +347,19 @@ impl RunFold {
             id: id.clone(),
             fields,
         })
+    }
+
+    /// A call may have been under way, of which no topic tells. Its number is taken, so that a worker
+    /// that outlived the old Redis settles that call and no other.
+    fn call_under_way(&self, since_ms: u64) -> Option<(String, String)> {
+        let numbers = self
+            .settled
+            .keys()
+            .filter_map(|call| call.parse::<u32>().ok());
+        let number = numbers.max().unwrap_or(0) + 1;
+        let day = day(since_ms)?;
+        let (month, day) = day.split_at_checked(6)?;
+        Some((format!("b:{number}"), format!("bounded 0 {month} {day} -")))
     }
 
     /// A plan that was made is carried out by runs that do so, unless they ended with it.

@@ -90,10 +90,18 @@ impl SessionFold {
     }
 
     pub(super) fn audit(&mut self, record: &AuditRecord) {
-        if !self.counted.insert(record.id.clone()) {
+        // A call may be settled twice: at its bound, and later by what it used.
+        let settlement = record.settlement.as_deref().unwrap_or_default();
+        let name = match (&record.run_id, &record.call) {
+            (Some(run), Some(call)) => format!("{run}/{call}/{settlement}"),
+            _ => record.id.clone(),
+        };
+        if !self.counted.insert(name) {
             return;
         }
-        self.usage.add(record);
+        if record.settlement.is_some() {
+            self.usage.add(record);
+        }
         if let Some(run) = &record.run_id {
             self.runs.entry(run.clone()).or_default().audit(record);
         }
@@ -188,6 +196,9 @@ impl SessionFold {
             if let Some(sealed) = sealed {
                 fields.insert(name.to_owned(), sealed.as_str().to_owned());
             }
+        }
+        if let Some(budget) = record.max_cost_micro_usd {
+            fields.insert("budget".to_owned(), budget.to_string());
         }
         self.usage.put(&mut fields);
         fields

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::money::MoneyFold;
 use super::run::RunFold;
 use super::session::{SessionFold, Terms};
 use crate::ids::{KeyId, RunId, SessionId};
 use crate::messages::{
-    AuditDecision, AuditRecord, CommandKind, Event, EventId, EventType, RunSpec, SessionRecord,
+    AuditRecord, CommandKind, Event, EventId, EventType, RunSpec, SessionRecord,
 };
 use crate::privacy::Sealed;
 
@@ -253,35 +254,55 @@ fn a_step_whose_event_was_too_long_gets_its_tool_from_the_plan() {
 }
 
 #[test]
-fn what_was_spent_counts_once_and_calls_of_an_unfinished_plan_count_as_asked() {
+fn what_was_spent_counts_once_and_where_it_was_reserved() {
     let (run, ids) = (RunId::generate(), SessionId::generate());
     let mut session = session(&ids);
     session
         .run(&run)
         .command(CommandKind::Plan, 0, spec(&run, "plan_execute"), "{}", None);
-    let call = audit(&run, "1", "model_call");
-    for record in [
-        &call,
-        &audit(&run, "2", "tool_call"),
-        &call,
-        &audit(&run, "3", "request"),
-    ] {
+    session.event(event(&run, 1, EventType::PlanStarted, &json!({})));
+    let mut money = MoneyFold::default();
+    // The second call's use was not known at first.
+    let first = settled(&run, &ids, "1", "actual", 7, 7);
+    let bounded = settled(&run, &ids, "2", "bounded", 100, 100);
+    let late = settled(&run, &ids, "2", "actual", 30, -70);
+    let request = request_to_cancel(&run);
+    for record in [&first, &bounded, &first, &late, &bounded, &request] {
         session.audit(record);
+        money.take(record);
     }
     drop(session.fold_events());
     let restored = session.restore(TERMS).unwrap().session;
-    assert_eq!(restored.fields["cost_micro_usd"], "14");
+    assert_eq!(restored.fields["cost_micro_usd"], "37");
     let fields = &restored.runs[0].fields;
+    assert_eq!(fields["cost_micro_usd"], "37");
     assert_eq!(
         (
             fields["input_tokens"].as_str(),
             fields["output_tokens"].as_str()
         ),
-        ("10", "4")
+        ("15", "6")
     );
-    assert_eq!((fields["calls"].as_str(), fields.get("m:1")), ("1", None));
-    // The last of them asked for its end.
+    assert_eq!(fields["b:1"], "actual 7 202001 12 m");
+    assert_eq!(fields["b:2"], "actual 30 202001 12 m");
+    // The one that may have been under way, and no answers, since there is no plan yet.
+    assert_eq!(fields["b:3"], "bounded 0 197001 12 -");
+    assert!(
+        !fields.keys().any(|name| name.starts_with("m:")),
+        "{fields:?}"
+    );
     assert_eq!(fields["cancel"], "graceful");
+
+    let key = first.key_id.as_ref().unwrap();
+    let month = &money.spent[&("acme".parse().unwrap(), "202001".to_owned())];
+    assert_eq!(
+        (month["t"], month[bounded.key_id.as_ref().unwrap().as_str()]),
+        (37, 100)
+    );
+    assert_eq!(month[key.as_str()], 7);
+    let day = &money.used[&("acme".parse().unwrap(), "19700112".to_owned())];
+    assert_eq!(day[&format!("s:{ids}")], [2, 15, 0, 6, 0, 37]);
+    assert_eq!(day[&format!("k:{key}:m")], [1, 5, 0, 2, 0, 7]);
 }
 
 #[test]
@@ -362,34 +383,32 @@ fn session_of(id: &SessionId, created_ms: u64, ttl_ms: u64) -> SessionFold {
         metadata: None,
         ttl_ms,
         key_id: KeyId::generate(),
+        max_cost_micro_usd: None,
         created_ms,
     })
 }
 
-fn audit(run: &RunId, id: &str, action: &str) -> AuditRecord {
-    let spends = action != "request";
-    AuditRecord {
-        v: 1,
-        id: id.to_owned(),
-        ts: NOW,
-        action: action.to_owned(),
-        tenant: None,
-        key_id: None,
-        role: None,
-        method: None,
-        route: (!spends).then(|| "/v1/runs/{run_id}/cancel".to_owned()),
-        status: None,
-        session_id: None,
-        run_id: Some(run.clone()),
-        target: Some("m".to_owned()),
-        input_hash: None,
-        input_tokens: if spends { 5 } else { 0 },
-        output_tokens: if spends { 2 } else { 0 },
-        cost_micro_usd: if spends { 7 } else { 0 },
-        ip: None,
-        trace_id: None,
-        duration_ms: 3,
-        decision: AuditDecision::Allowed,
-        rule: None,
-    }
+fn settled(
+    run: &RunId,
+    session: &SessionId,
+    call: &str,
+    settlement: &str,
+    cost: u64,
+    delta: i64,
+) -> AuditRecord {
+    let record = json!({
+        "v": 1, "id": format!("{call}/{settlement}"), "ts": NOW, "action": "model_call", "tenant": "acme",
+        "key_id": KeyId::generate(), "session_id": session, "run_id": run, "target": "m",
+        "input_tokens": 5, "output_tokens": 2, "cost_micro_usd": cost, "decision": "allowed",
+        "call": call, "settlement": settlement, "delta_micro_usd": delta, "month": "202001",
+    });
+    serde_json::from_value(record).unwrap()
+}
+
+fn request_to_cancel(run: &RunId) -> AuditRecord {
+    let record = json!({
+        "v": 1, "id": "x", "ts": NOW, "action": "request", "tenant": "acme", "run_id": run,
+        "route": "/v1/runs/{run_id}/cancel", "decision": "allowed",
+    });
+    serde_json::from_value(record).unwrap()
 }
