@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools,
+    admin_budget, admin_keys, docs, probes, problem, retry, runs, sessions, stream, submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -24,7 +24,7 @@ use crate::error::ErrorCode;
     paths(
         sessions::create, sessions::list, sessions::read, sessions::delete,
         submit::plan, submit::execute, submit::run,
-        runs::list, runs::read, runs::cancel,
+        runs::list, runs::read, runs::cancel, retry::retry, retry::resolve,
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
@@ -174,7 +174,13 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    let submits = method == "post" && matches!(path, "/v1/plan" | "/v1/execute" | "/v1/runs");
+    const STARTS: [&str; 4] = [
+        "/v1/plan",
+        "/v1/execute",
+        "/v1/runs",
+        "/v1/runs/{run_id}/retry",
+    ];
+    let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
@@ -184,6 +190,8 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
         "/v1/runs/{run_id}/cancel" => codes.push(E::RunEnded),
+        "/v1/runs/{run_id}/retry" => codes.push(E::NotRetryable),
+        "/v1/runs/{run_id}/steps/{step_id}/resolve" => codes.push(E::OutcomeKnown),
         _ => {}
     }
     codes
@@ -259,6 +267,8 @@ mod tests {
             "NewKeyRequest",
             "RotateRequest",
             "BudgetRequest",
+            "RetryRequest",
+            "ResolveRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

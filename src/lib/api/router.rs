@@ -7,7 +7,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_budget, admin_keys, docs, probes, runs, sessions, stream, submit, tools};
+use super::{admin_budget, admin_keys, docs, probes, retry, runs, sessions, stream, submit, tools};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -40,6 +40,12 @@ pub(super) fn routes() -> Vec<Route> {
         route(g.clone(), "/v1/runs", get(runs::list)),
         route(g.clone(), "/v1/runs/{run_id}", get(runs::read)),
         route(p.clone(), "/v1/runs/{run_id}/cancel", post(runs::cancel)),
+        route(p.clone(), "/v1/runs/{run_id}/retry", post(retry::retry)),
+        route(
+            p.clone(),
+            "/v1/runs/{run_id}/steps/{step_id}/resolve",
+            post(retry::resolve),
+        ),
         route(g.clone(), "/v1/stream", get(stream::follow)),
         route(g.clone(), "/v1/tools", get(tools::list)),
         route(p.clone(), "/v1/admin/api-keys", post(admin_keys::create)),

@@ -81,7 +81,7 @@ impl AsNew {
         let mut asked = 0;
         loop {
             asked += 1;
-            match self.client.retry(run.as_str(), &name).await {
+            match self.client.retry(run.as_str(), Some(&name)).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is_transient() && asked < MOST_ASKED => {
                     tokio::time::sleep(error.retry_after().unwrap_or(PAUSE)).await;

@@ -204,6 +204,34 @@ impl RunFold {
         }
     }
 
+    /// The run after which it goes on.
+    pub(super) fn retry_of(&self) -> Option<RunId> {
+        self.spec.as_ref()?.0.retry_of.clone()
+    }
+
+    /// Steps that are done, as a retry takes them over, and whether the outcome of one is unknown.
+    pub(super) fn done(&self) -> (BTreeMap<String, StepEntry>, bool) {
+        let done = self.steps.iter();
+        let done = done.filter(|(_, entry)| entry.status == StepStatus::Succeeded);
+        let unknown = |entry: &StepEntry| entry.status == StepStatus::OutcomeUnknown;
+        let done = done.map(|(id, entry)| (id.clone(), entry.clone()));
+        (done.collect(), self.steps.values().any(unknown))
+    }
+
+    /// Takes over what the run before it had done; `None` when no topic tells that any more. Where the
+    /// outcome of a step was unknown, somebody has said what became of it, which is on no topic: rather
+    /// than that the step is made again in silence, the run ends.
+    pub(super) fn take_over(&mut self, before: Option<(BTreeMap<String, StepEntry>, bool)>) {
+        let Some((done, unsure)) = before else {
+            self.cancelled = true;
+            return;
+        };
+        self.cancelled |= unsure;
+        for (step, entry) in done {
+            self.steps.entry(step).or_insert(entry);
+        }
+    }
+
     fn kind(&self) -> Option<RunKind> {
         self.spec.as_ref().map(|(spec, _)| spec.kind)
     }

@@ -122,6 +122,17 @@ impl SessionFold {
             let run = self.runs.entry(event.run_id.clone()).or_default();
             run.event(event);
         }
+        // Ids sort by the time of creation: what a run takes over is there before it is asked for.
+        let ids: Vec<RunId> = self.runs.keys().cloned().collect();
+        for id in ids {
+            let Some(before) = self.runs.get(&id).and_then(RunFold::retry_of) else {
+                continue;
+            };
+            let done = self.runs.get(&before).map(RunFold::done);
+            if let Some(run) = self.runs.get_mut(&id) {
+                run.take_over(done);
+            }
+        }
         self.runs.values_mut()
     }
 

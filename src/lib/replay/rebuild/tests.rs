@@ -306,6 +306,43 @@ fn what_was_spent_counts_once_and_where_it_was_reserved() {
 }
 
 #[test]
+fn a_retry_takes_over_what_was_done_and_repeats_nothing_unsure() {
+    use EventType as E;
+    let step = |run: &RunId, seq, kind, id: &str, code: &str| {
+        let data = json!({ "step": id, "tool": "http_fetch", "code": code, "state": "output" });
+        event(run, seq, kind, &data)
+    };
+    for (unsure, cancelled) in [(false, None), (true, Some("graceful"))] {
+        let (first, second) = (RunId::generate(), RunId::generate());
+        let mut session = session(&SessionId::generate());
+        let mut again = spec(&second, "execute");
+        again.retry_of = Some(first.clone());
+        let execute = CommandKind::Execute;
+        session
+            .run(&first)
+            .command(execute, 0, spec(&first, "execute"), "{}", None);
+        session.run(&second).command(execute, 0, again, "{}", None);
+        session.event(step(&first, 1, E::StepCompleted, "a", ""));
+        let code = if unsure {
+            "outcome_unknown"
+        } else {
+            "http_404"
+        };
+        session.event(step(&first, 2, E::StepFailed, "b", code));
+        session.event(event(&first, 3, E::RunFailed, &json!({ "code": code })));
+        session.event(event(&second, 4, E::RunQueued, &json!({})));
+        drop(session.fold_events());
+        let restored = session.restore(TERMS).unwrap().session;
+        let fields = &restored.runs[0].fields;
+        assert!(
+            fields["s:a"].contains("succeeded") && !fields.contains_key("s:b"),
+            "{fields:?}"
+        );
+        assert_eq!(fields.get("cancel").map(String::as_str), cancelled);
+    }
+}
+
+#[test]
 fn order_repeats_and_expiry() {
     let ids = SessionId::generate();
     let runs: Vec<RunId> = (0..3).map(|_| RunId::generate()).collect();
