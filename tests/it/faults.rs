@@ -118,6 +118,7 @@ impl<'a> Insider<'a> {
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
+            queued_state: None,
             audit: &audit.to_string(),
         };
         let admission = self.stack.runs().admit(&admit).await.unwrap();

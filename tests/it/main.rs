@@ -24,6 +24,8 @@ mod main_job;
 mod outages;
 mod permissions;
 mod properties;
+mod rebuild;
+mod replay;
 mod retry;
 mod rollup;
 mod scaling;

@@ -32,6 +32,10 @@ impl FromRequestParts<ApiState> for Caller {
             .get::<Scope>()
             .cloned()
             .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
+        if state.parts.health.is_closed() {
+            // The keys are the last thing that a rebuild restores: nobody is told that his is wrong.
+            return Err(ApiError::unavailable("redis"));
+        }
         let key = presented(&parts.headers)
             .and_then(|text| state.parts.governance.recognise(text))
             .ok_or_else(unauthenticated)?;

@@ -21,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{CommandKind, OnConflict, RunKind, RunSpec};
+use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, Gate, RunStatus};
@@ -268,6 +268,19 @@ async fn admit(
     let facts = caller.scope.facts();
     let claim = how.idempotency.as_ref();
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
+    let queued_state = match &claim {
+        Some(claim) => {
+            let state_of = QueuedState {
+                claim: claim.clone(),
+                fingerprint: fingerprint.to_owned(),
+            };
+            let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
+            let session = &spec.session_id;
+            let key = sessions::data_key(state, caller, Permission::Runs, session).await?;
+            Some(key.seal(&json))
+        }
+        None => None,
+    };
     // What the key allows too is known to the script, which writes it into the specification.
     let tools_allowed = spec.tools_allowed.clone();
     let untold = RunSpec {
@@ -320,6 +333,7 @@ async fn admit(
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,
+        queued_state,
         audit: &audit,
     };
     match state.runs().admit(&admit).await? {

@@ -16,7 +16,7 @@ mod state;
 pub use audit::{AuditDecision, AuditRecord};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
 pub use dead_letter::{DeadLetter, FailureClass};
-pub use event::{Event, EventBatch, EventId, EventType};
+pub use event::{Event, EventBatch, EventId, EventType, QueuedState};
 pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
 pub use signature::{SignatureError, Signer};
 pub use state::{

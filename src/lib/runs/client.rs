@@ -50,6 +50,9 @@ pub struct Admit<'a> {
     pub plan: Option<&'a Sealed>,
     /// JSON text of `run.queued`'s data, masked.
     pub queued: &'a str,
+    /// What a rebuild needs beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_state: Option<Sealed>,
     /// JSON text of the audit record.
     pub audit: &'a str,
 }

@@ -32,4 +32,5 @@ scripts! {
     RENEW = "renew";
     FLUSHED = "flushed";
     SWEEP = "sweep";
+    REBUILD = "rebuild";
 }

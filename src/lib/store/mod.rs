@@ -9,6 +9,7 @@ mod connection;
 mod dead_letters;
 mod keys;
 mod lock;
+mod rebuilding;
 mod results;
 mod script;
 mod tenants;

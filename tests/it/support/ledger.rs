@@ -116,6 +116,7 @@ impl Ledger {
             traceparent: None,
             plan: None,
             queued: "{}",
+            queued_state: None,
             audit: "{}",
         };
         change(&mut admit);

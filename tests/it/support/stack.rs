@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -274,14 +274,23 @@ impl Stack {
 
     /// Runs the command line in this installation; what it printed.
     pub async fn command(&self, args: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
-        command.args(args).env_clear().envs(&self.environment);
-        let output = tokio::task::spawn_blocking(move || command.output())
-            .await
-            .unwrap()
-            .unwrap();
+        let output = self.run_command(args).await;
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// As [`Stack::command`], for what must fail; what it said.
+    pub async fn refused_command(&self, args: &[&str]) -> String {
+        let output = self.run_command(args).await;
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn run_command(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
+        command.args(args).env_clear().envs(&self.environment);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        output.await.unwrap().unwrap()
     }
 
     /// Runs the command line as a client of this installation; what it printed.

@@ -386,7 +386,8 @@ local function end_run(R, status, data, event_state, before)
   end
   redis.call('LREM', key('ord', session), 1, R.id)
   save(R)
-  redis.call('PEXPIRE', key('run', R.id), C.run_retention_ms)
+  -- Not before its commands are too old to recreate it: a replay of them must find that it has ended.
+  redis.call('PEXPIRE', key('run', R.id), int(math.max(C.run_retention_ms, num(R, 'deadline') - now + 1000)))
   local live = redis.call('HINCRBY', key('ses', session), 'live', -1)
   if live <= 0 then
     local ttl = redis.call('HGET', key('ses', session), 'ttl_ms')
