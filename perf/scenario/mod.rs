@@ -4,6 +4,7 @@ pub mod load;
 pub mod lone;
 pub mod masking;
 pub mod read;
+pub mod rollup;
 
 use std::path::PathBuf;
 

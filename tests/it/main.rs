@@ -5,6 +5,7 @@
 
 mod api;
 mod architecture;
+mod audit_chain;
 mod bad_input;
 mod dlq;
 mod documentation;

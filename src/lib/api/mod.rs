@@ -9,6 +9,7 @@
 
 mod admin_keys;
 mod audit;
+mod audit_head;
 mod body;
 mod caller;
 mod docs;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools};
+use super::{admin_keys, audit_head, docs, probes, problem, runs, sessions, stream, submit, tools};
 use crate::error::ErrorCode;
 
 #[derive(OpenApi)]
@@ -26,6 +26,7 @@ use crate::error::ErrorCode;
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        audit_head::read,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -35,7 +36,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys. Needs the role `admin`."),
+        (name = "admin", description = "API keys and audit. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),

@@ -7,7 +7,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, docs, probes, runs, sessions, stream, submit, tools};
+use super::{admin_keys, audit_head, docs, probes, runs, sessions, stream, submit, tools};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -59,6 +59,7 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/api-keys/{key_id}/revoke",
             post(admin_keys::revoke),
         ),
+        route(g.clone(), "/v1/admin/audit/head", get(audit_head::read)),
         route(g.clone(), "/healthz", get(probes::healthz)),
         route(g.clone(), "/readyz", get(probes::readyz)),
         route(g.clone(), "/metrics", get(probes::metrics)),

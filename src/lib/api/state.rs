@@ -17,6 +17,7 @@ use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
 use crate::runtime::{Health, Supervisor};
+use crate::store::Redis;
 use crate::stream::Streams;
 
 /// Requests that one process handles at once; streams and waiting requests are not counted.
@@ -35,6 +36,8 @@ pub struct ApiParts {
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// What is read of Redis beside runs and keys.
+    pub redis: Redis,
     /// Data keys of sessions.
     pub data_keys: KeyCache,
     /// Masks what leaves.

@@ -35,6 +35,7 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.outbox.producer().clone(),
             base.signer.clone(),
         ),
+        redis: base.redis.clone(),
         data_keys: base.keys.clone(),
         masker: base.masker.clone(),
         outbox: base.outbox.clone(),

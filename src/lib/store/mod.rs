@@ -3,6 +3,7 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod audit_heads;
 mod dead_letters;
 mod keys;
 mod script;
