@@ -121,7 +121,7 @@ async fn roll_up(
                 .all(partition, &keys)
                 .await?
                 .iter()
-                .map(|m| m.rows())
+                .map(agenthub::rollup::Manifest::rows)
                 .sum::<u64>();
         }
         // Joining the group is not what is measured: the first manifest begins it, without its records.

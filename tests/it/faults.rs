@@ -113,6 +113,7 @@ impl<'a> Insider<'a> {
             deadline: spec.deadline_ms,
             parallel: false,
             reject: false,
+            budget: None,
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
@@ -144,6 +145,8 @@ impl<'a> Insider<'a> {
             deadline: spec.deadline_ms,
             parallel: false,
             traceparent: None,
+            key_id: &spec.key_id,
+            budget: None,
             begin: Begin::default(),
         };
         let runs = self.stack.runs();

@@ -7,6 +7,7 @@ mod api;
 mod architecture;
 mod audit_chain;
 mod bad_input;
+mod budgets;
 mod dlq;
 mod documentation;
 mod faults;

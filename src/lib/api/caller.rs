@@ -8,10 +8,12 @@ use serde_json::json;
 
 use super::scope::Scope;
 use super::state::ApiState;
+use super::time::month_end;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{Permission, PresentedKey};
 use crate::ids::TenantId;
 use crate::runs::{Gate, LimitRow, Read, Refusal};
+use crate::runtime::clock;
 
 /// A request whose key was issued here. Whether the key is in force is for the gate to say, in the
 /// script that acts on the request.
@@ -147,6 +149,7 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
             .detail("the key's role does not allow this request")
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
+        "budget_exhausted" => budget_exhausted(&refusal.rule, clock::now_ms()),
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }
@@ -167,6 +170,24 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
             ApiError::new(ErrorCode::Internal)
         }
     }
+}
+
+/// A budget of a month that ends soon is a limit that one waits for; any other asks for more money.
+fn budget_exhausted(rule: &str, now_ms: u64) -> ApiError {
+    const SOON_MS: u64 = 3_600_000;
+    let detail = format!("the {} is used up", rule.replace('_', " "));
+    let resets_in = month_end(now_ms).saturating_sub(now_ms);
+    if rule != "session_budget" && resets_in <= SOON_MS {
+        return ApiError {
+            retry_after_ms: Some(resets_in),
+            ..ApiError::new(ErrorCode::RateLimited)
+                .detail(detail)
+                .details(json!({ "rule": rule, "retry_after_ms": resets_in }))
+        };
+    }
+    ApiError::new(ErrorCode::BudgetExhausted)
+        .detail(detail)
+        .details(json!({ "rule": rule }))
 }
 
 /// The used-up limit that takes longest to give a place back.
@@ -211,12 +232,34 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_that_resets_within_the_hour_is_waited_for() {
+        let at = |text: &str| {
+            let time: jiff::Timestamp = text.parse().unwrap();
+            u64::try_from(time.as_millisecond()).unwrap()
+        };
+        let late = at("2026-12-31T23:30:00Z");
+        let error = budget_exhausted("tenant_budget", late);
+        assert_eq!(
+            (error.code, error.retry_after_s()),
+            (ErrorCode::RateLimited, Some(1800))
+        );
+        let error = budget_exhausted("session_budget", late);
+        assert_eq!(error.code, ErrorCode::BudgetExhausted);
+        let error = budget_exhausted("key_budget", at("2026-12-31T22:30:00Z"));
+        assert_eq!(error.code, ErrorCode::BudgetExhausted);
+    }
+
+    #[test]
     fn refusals_become_errors() {
         let refusal = |code: &str, limits| Refusal {
             code: code.to_owned(),
             rule: "key_rate_limit".to_owned(),
             limits,
         };
+        assert!(matches!(
+            refusal_error(&refusal("budget_exhausted", vec![])).code,
+            ErrorCode::BudgetExhausted | ErrorCode::RateLimited
+        ));
         for (code, status) in [
             ("unauthenticated", 401),
             ("forbidden", 403),

@@ -7,6 +7,7 @@
 //! Invariant: nothing leaves but through `exit` or as an error written in [`crate::error`]; every
 //! answer carries its trace id.
 
+mod admin_budget;
 mod admin_keys;
 mod audit;
 mod audit_head;

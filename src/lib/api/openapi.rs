@@ -6,7 +6,10 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{admin_keys, audit_head, docs, probes, problem, runs, sessions, stream, submit, tools};
+use super::{
+    admin_budget, admin_keys, audit_head, docs, probes, problem, runs, sessions, stream, submit,
+    tools,
+};
 use crate::error::ErrorCode;
 
 #[derive(OpenApi)]
@@ -27,6 +30,7 @@ use crate::error::ErrorCode;
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
         audit_head::read,
+        admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -177,7 +181,7 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
         codes.push(E::NotFound);
     }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch]);
+        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
@@ -256,6 +260,7 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "BudgetRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -3,11 +3,13 @@
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, audit_head, docs, probes, runs, sessions, stream, submit, tools};
+use super::{
+    admin_budget, admin_keys, audit_head, docs, probes, runs, sessions, stream, submit, tools,
+};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -60,6 +62,21 @@ pub(super) fn routes() -> Vec<Route> {
             post(admin_keys::revoke),
         ),
         route(g.clone(), "/v1/admin/audit/head", get(audit_head::read)),
+        route(
+            Method::PUT,
+            "/v1/admin/tenants/{tenant}/budget",
+            put(admin_budget::set),
+        ),
+        route(
+            g.clone(),
+            "/v1/admin/tenants/{tenant}/budget",
+            get(admin_budget::read),
+        ),
+        route(
+            g.clone(),
+            "/v1/admin/tenants/{tenant}/usage",
+            get(admin_budget::usage),
+        ),
         route(g.clone(), "/healthz", get(probes::healthz)),
         route(g.clone(), "/readyz", get(probes::readyz)),
         route(g.clone(), "/metrics", get(probes::metrics)),

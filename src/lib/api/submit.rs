@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::header::{LOCATION, VARY};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
@@ -20,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{OnConflict, RunSpec};
+use crate::messages::{OnConflict, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, RunStatus};
@@ -102,6 +103,7 @@ async fn submit(
     submission: Submission,
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
+    priced(state, &submission)?;
     state.require_kafka()?;
     let Ok(session) = submission.session.parse::<SessionId>() else {
         return Err(caller.not_found(state, Permission::Runs).await);
@@ -134,6 +136,21 @@ async fn submit(
     }
     headers.insert(VARY, HeaderValue::from_static("Prefer"));
     Ok(response)
+}
+
+/// Refuses a model whose calls cannot be paid for: without a price there is no bound to reserve.
+fn priced(state: &ApiState, submission: &Submission) -> Result<(), ApiError> {
+    if submission.kind == RunKind::Execute {
+        return Ok(());
+    }
+    let model = submission.model.as_ref().unwrap_or(&state.settings().model);
+    match state.parts.prices.price(model, Timestamp::now()) {
+        Some(_) => Ok(()),
+        None => Err(ApiError::field(
+            "/model",
+            "the model has no price, so its calls cannot be budgeted",
+        )),
+    }
 }
 
 fn accepted(session_id: SessionId, run_id: RunId) -> Response {
@@ -247,6 +264,7 @@ async fn admit(
         deadline: spec.deadline_ms,
         parallel: spec.on_conflict == OnConflict::Parallel,
         reject: spec.on_conflict == OnConflict::Reject,
+        budget: spec.max_cost_micro_usd,
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,

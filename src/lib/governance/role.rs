@@ -53,6 +53,8 @@ pub enum Permission {
     Keys,
     /// See how far the audit chains go.
     Audit,
+    /// See and set what the tenant may spend.
+    Budgets,
 }
 
 impl Permission {
@@ -60,7 +62,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Audit => &[Role::Admin],
+            Self::Keys | Self::Audit | Self::Budgets => &[Role::Admin],
         }
     }
 }

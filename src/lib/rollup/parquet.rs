@@ -49,6 +49,10 @@ static SCHEMA: LazyLock<Arc<Schema>> = LazyLock::new(|| {
         may("input_tokens", count()),
         may("output_tokens", count()),
         may("cost_micro_usd", count()),
+        may("call", text()),
+        may("settlement", text()),
+        may("delta_micro_usd", count()),
+        may("month", text()),
         may("duration_ms", count()),
         must("decision", text()),
         may("rule", text()),
@@ -141,6 +145,7 @@ fn columns_of(rows: &[Placed<'_>]) -> Vec<ArrayRef> {
     let times = rows.iter().map(|(r, ..)| signed(r.audit.ts));
     let times = TimestampMillisecondArray::from_iter_values(times).with_timezone(UTC);
     let status = rows.iter().map(|(r, ..)| r.audit.status.map(i32::from));
+    let deltas = rows.iter().map(|(r, ..)| r.audit.delta_micro_usd);
     let extra = rows.iter().map(|(r, ..)| r.extra.as_deref());
     vec![
         Arc::new(times),
@@ -159,6 +164,10 @@ fn columns_of(rows: &[Placed<'_>]) -> Vec<ArrayRef> {
         count(|r| r.input_tokens),
         count(|r| r.output_tokens),
         count(|r| r.cost_micro_usd),
+        text(|r| r.call.as_deref()),
+        text(|r| r.settlement.as_deref()),
+        Arc::new(deltas.collect::<Int64Array>()),
+        text(|r| r.month.as_deref()),
         count(|r| r.duration_ms),
         text(|r| Some(decision(r.decision))),
         text(|r| r.rule.as_deref()),
@@ -190,30 +199,12 @@ mod tests {
     use super::*;
 
     fn record(id: &str, tenant: Option<&str>) -> Row {
-        let audit = AuditRecord {
-            v: 1,
-            id: id.to_owned(),
-            ts: 1_770_094_799_999,
-            action: "request".to_owned(),
-            tenant: tenant.map(|t| t.parse().unwrap()),
-            key_id: None,
-            role: Some("client".to_owned()),
-            method: None,
-            route: None,
-            status: Some(429),
-            session_id: None,
-            run_id: None,
-            target: None,
-            input_hash: None,
-            input_tokens: 3,
-            output_tokens: u64::MAX,
-            cost_micro_usd: 5,
-            ip: None,
-            trace_id: None,
-            duration_ms: 7,
-            decision: AuditDecision::Refused,
-            rule: Some("key".to_owned()),
-        };
+        let audit = serde_json::json!({
+            "v": 1, "id": id, "ts": 1_770_094_799_999_u64, "action": "request", "tenant": tenant, "role": "client",
+            "status": 429, "input_tokens": 3, "output_tokens": u64::MAX, "cost_micro_usd": 5,
+            "delta_micro_usd": -5, "duration_ms": 7, "decision": "refused", "rule": "key",
+        });
+        let audit = serde_json::from_value(audit).unwrap();
         let extra = Some(r#"{"later":1}"#.to_owned()).filter(|_| tenant.is_some());
         Row { audit, extra }
     }

@@ -37,8 +37,8 @@ pub struct Totals {
     pub input_tokens: u64,
     /// Tokens that models wrote.
     pub output_tokens: u64,
-    /// Millionths of a US dollar.
-    pub cost_micro_usd: u64,
+    /// Millionths of a US dollar; below zero where corrections of earlier bounds outweigh it.
+    pub cost_micro_usd: i64,
     /// Requests by the upper end of their bucket of milliseconds, as pairs.
     #[serde(with = "pairs")]
     pub durations_ms: BTreeMap<u64, u64>,
@@ -73,7 +73,7 @@ struct Entry<'a> {
     rule: Option<&'a str>,
     input_tokens: u64,
     output_tokens: u64,
-    cost_micro_usd: u64,
+    cost_micro_usd: i64,
     duration_ms: u64,
 }
 
@@ -81,6 +81,7 @@ impl Totals {
     pub(super) fn add_record(&mut self, record: &AuditRecord) {
         // As the file holds it: numbers end where signed ones do.
         let held = |n: u64| n.min(i64::MAX.unsigned_abs());
+        let cost = i64::try_from(record.cost_micro_usd).unwrap_or(i64::MAX);
         self.add_entry(&Entry {
             action: &record.action,
             status: record.status.map(i64::from),
@@ -88,7 +89,8 @@ impl Totals {
             rule: record.rule.as_deref(),
             input_tokens: held(record.input_tokens),
             output_tokens: held(record.output_tokens),
-            cost_micro_usd: held(record.cost_micro_usd),
+            // A settlement says what it adds: its cost may have been counted by its bound already.
+            cost_micro_usd: record.delta_micro_usd.unwrap_or(cost),
             duration_ms: held(record.duration_ms),
         });
     }
@@ -106,7 +108,10 @@ impl Totals {
             rule: table.text(row, "rule"),
             input_tokens: count("input_tokens"),
             output_tokens: count("output_tokens"),
-            cost_micro_usd: count("cost_micro_usd"),
+            cost_micro_usd: table
+                .int(row, "delta_micro_usd")
+                .or_else(|| table.int(row, "cost_micro_usd"))
+                .unwrap_or(0),
             duration_ms: count("duration_ms"),
         });
     }
@@ -128,7 +133,7 @@ impl Totals {
         let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
         add(&mut self.input_tokens, entry.input_tokens);
         add(&mut self.output_tokens, entry.output_tokens);
-        add(&mut self.cost_micro_usd, entry.cost_micro_usd);
+        self.cost_micro_usd = self.cost_micro_usd.saturating_add(entry.cost_micro_usd);
     }
 
     /// Adds the part that another manifest has of the same hour and tenant.
@@ -260,7 +265,7 @@ mod tests {
             action: "model_call",
             status: None,
             refused: true,
-            cost_micro_usd: u64::MAX,
+            cost_micro_usd: i64::MAX,
             ..entry(9_000)
         });
         assert_eq!(
@@ -283,11 +288,27 @@ mod tests {
                 totals.output_tokens,
                 totals.cost_micro_usd
             ),
-            (4, 8, u64::MAX)
+            (4, 8, i64::MAX)
         );
         // The call of the model is no request.
         assert_eq!(totals.p95_ms(), Some(20));
         assert_eq!(Totals::default().p95_ms(), None);
+    }
+
+    #[test]
+    fn a_settlement_counts_by_what_it_adds() {
+        let record = |delta: Option<i64>| -> AuditRecord {
+            let record = serde_json::json!({
+                "v": 1, "id": "a", "ts": 1, "action": "model_call", "decision": "allowed",
+                "cost_micro_usd": 70, "delta_micro_usd": delta,
+            });
+            serde_json::from_value(record).unwrap()
+        };
+        let mut totals = Totals::default();
+        for (delta, sum) in [(None, 70), (Some(100), 170), (Some(-30), 140)] {
+            totals.add_record(&record(delta));
+            assert_eq!(totals.cost_micro_usd, sum);
+        }
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Admit<'a> {
     pub parallel: bool,
     /// Whether it is refused when its session has a live run.
     pub reject: bool,
+    /// The most that it may cost, in millionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
     /// Trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -154,6 +157,9 @@ pub struct SessionCreation<'a> {
     /// The client's own labels; sealed JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Sealed>,
+    /// The most that its runs may cost together, in millionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
     /// Milliseconds to live.
     pub ttl_ms: u64,
     /// The key that created it.

@@ -5,12 +5,13 @@ use std::sync::LazyLock;
 use crate::store::Script;
 
 const LEDGER: &str = include_str!("scripts/ledger.lua");
+const BUDGET: &str = include_str!("scripts/budget.lua");
 const GATE: &str = include_str!("scripts/gate.lua");
 
 macro_rules! scripts {
     ($($name:ident = $file:literal $(, $gate:ident)?;)+) => {$(
         pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new($file, &[LEDGER, $($gate,)? include_str!(concat!("scripts/", $file, ".lua"))])
+            Script::new($file, &[LEDGER, BUDGET, $($gate,)? include_str!(concat!("scripts/", $file, ".lua"))])
         });
     )+};
 }

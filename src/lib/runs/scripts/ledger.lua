@@ -38,8 +38,11 @@ end
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent', 'open',
 }
+
+-- Settles the calls that are open at their bounds; `budget.lua` has it.
+local close_calls
 
 -- `more` names one further field.
 local function load_run(id, more)
@@ -182,6 +185,8 @@ local function add_run(a, created)
   set(R, 'deadline', a.deadline)
   if a.parallel then set(R, 'parallel', '1') end
   if a.plan then set(R, 'plan', a.plan) end
+  set(R, 'key_id', a.key_id)
+  if a.budget then set(R, 'budget', a.budget) end
   if a.traceparent then set(R, 'traceparent', a.traceparent) end
   redis.call('ZADD', B .. ':runs', 0, R.id) -- ids sort by creation time
   redis.call('ZADD', key('sruns', a.session), 0, R.id)
@@ -314,6 +319,7 @@ local function end_run(R, status, data, event_state, before)
   unset(R, 'parked')
   local session = R.f.session
   local events = before or {}
+  close_calls(R, events)
   events[#events + 1] = { type = 'run.' .. status, data = data, state = event_state }
   emit(R, events)
   redis.call('SREM', B .. ':live', R.id)
