@@ -36,7 +36,7 @@ make_python() {
     rm -rf "$python_tools"
     if ! python3 -m venv "$python_tools" >"$log" 2>&1; then
         # Debian ships the module apart; only root can add it.
-        ((EUID == 0)) && command -v apt-get >/dev/null || return 1
+        if ((EUID != 0)) || ! command -v apt-get >/dev/null; then return 1; fi
         (install_missing python3-venv) >>"$log" 2>&1 || return 1
         python3 -m venv --clear "$python_tools" >>"$log" 2>&1 || return 1
     fi

@@ -120,9 +120,6 @@ pub async fn verify(store: Arc<dyn ObjectStore>, options: &VerifyOptions) -> Out
     if let Some(stray) = objects.stray {
         return Err(misfit(stray, "no manifest has this name"));
     }
-    if verified.chains.is_empty() {
-        return Err(misfit(MANIFESTS, "there is no manifest"));
-    }
     // What somebody kept is asked first, then what the records say.
     let told = told
         .iter()
@@ -130,6 +127,9 @@ pub async fn verify(store: Arc<dyn ObjectStore>, options: &VerifyOptions) -> Out
     for head in options.heads.iter().cloned().chain(told) {
         links.hold(&head)?;
         verified.heads += 1;
+    }
+    if verified.chains.is_empty() {
+        return Err(misfit(MANIFESTS, "there is no manifest"));
     }
     verified.ignored_objects = objects.others;
     Ok(verified)
