@@ -84,6 +84,12 @@ error_codes! {
     RunEnded = "run_ended", 409, "The run has ended";
         "The request would change a run that has already ended in another way: `details.status` says how."
         "Read the run; nothing can change it any more."
+    NotRetryable = "not_retryable", 409, "The run cannot be retried";
+        "Only a run that failed, was cancelled or timed out is retried: `details.status` says where the run is. With `details.steps`, those steps have an unknown outcome: whether their effect happened has to be said before a retry could repeat it."
+        "Wait for the run's end; resolve the steps with `POST /v1/runs/{run_id}/steps/{step_id}/resolve`; start a new run instead of retrying one that succeeded."
+    OutcomeKnown = "outcome_known", 409, "The step's outcome is not unknown";
+        "Only a step whose status is `outcome_unknown`, of a run that has ended, is resolved; it may have been resolved in the meantime."
+        "Read the run."
     PlanNotReady = "plan_not_ready", 409, "The run has no finished plan";
         "`plan_id` names a run that has not made a plan yet, or that ended without one."
         "Wait until the planning run has succeeded, or plan again."

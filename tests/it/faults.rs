@@ -114,6 +114,7 @@ impl<'a> Insider<'a> {
             parallel: false,
             reject: false,
             budget: None,
+            retry_of: None,
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
@@ -147,6 +148,7 @@ impl<'a> Insider<'a> {
             traceparent: None,
             key_id: &spec.key_id,
             budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         let runs = self.stack.runs();

@@ -132,13 +132,24 @@ impl Caller {
         self.found(read).map(|_| ())
     }
 
+    /// An error that is found before the script that counts the request: counted like any other.
+    pub(super) async fn counted(
+        &self,
+        state: &ApiState,
+        permission: Permission,
+        error: ApiError,
+    ) -> ApiError {
+        match self.pass(state, permission).await {
+            Ok(()) => error,
+            Err(refused) => refused,
+        }
+    }
+
     /// The answer to a request for a thing whose id cannot be one: what an unknown one gets, and
     /// counted like it.
     pub(super) async fn not_found(&self, state: &ApiState, permission: Permission) -> ApiError {
-        match self.pass(state, permission).await {
-            Ok(()) => ApiError::new(ErrorCode::NotFound),
-            Err(error) => error,
-        }
+        let error = ApiError::new(ErrorCode::NotFound);
+        self.counted(state, permission, error).await
     }
 }
 
@@ -150,6 +161,10 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
         "budget_exhausted" => budget_exhausted(&refusal.rule, clock::now_ms()),
+        "not_retryable" => {
+            ApiError::new(ErrorCode::NotRetryable).details(json!({ "status": refusal.rule }))
+        }
+        "not_unknown" => ApiError::new(ErrorCode::OutcomeKnown),
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }

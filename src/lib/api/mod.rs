@@ -24,6 +24,7 @@ mod params;
 mod probes;
 mod problem;
 mod request_headers;
+mod retry;
 mod router;
 mod run_body;
 mod run_view;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_keys, audit_head, docs, probes, problem, runs, sessions, stream, submit,
-    tools,
+    admin_budget, admin_keys, audit_head, docs, probes, problem, retry, runs, sessions, stream,
+    submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -25,7 +25,7 @@ use crate::error::ErrorCode;
     paths(
         sessions::create, sessions::list, sessions::read, sessions::delete,
         submit::plan, submit::execute, submit::run,
-        runs::list, runs::read, runs::cancel,
+        runs::list, runs::read, runs::cancel, retry::retry, retry::resolve,
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
@@ -145,6 +145,12 @@ fn error_response(codes: &[ErrorCode]) -> Value {
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
+    const STARTS: [&str; 4] = [
+        "/v1/plan",
+        "/v1/execute",
+        "/v1/runs",
+        "/v1/runs/{run_id}/retry",
+    ];
     let mut codes = vec![
         E::InvalidHeader,
         E::UriTooLong,
@@ -176,7 +182,7 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    let submits = method == "post" && matches!(path, "/v1/plan" | "/v1/execute" | "/v1/runs");
+    let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
@@ -186,6 +192,8 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
         "/v1/runs/{run_id}/cancel" => codes.push(E::RunEnded),
+        "/v1/runs/{run_id}/retry" => codes.push(E::NotRetryable),
+        "/v1/runs/{run_id}/steps/{step_id}/resolve" => codes.push(E::OutcomeKnown),
         _ => {}
     }
     codes
@@ -261,6 +269,8 @@ mod tests {
             "NewKeyRequest",
             "RotateRequest",
             "BudgetRequest",
+            "RetryRequest",
+            "ResolveRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -8,7 +8,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use super::observe::observe;
 use super::state::ApiState;
 use super::{
-    admin_budget, admin_keys, audit_head, docs, probes, runs, sessions, stream, submit, tools,
+    admin_budget, admin_keys, audit_head, docs, probes, retry, runs, sessions, stream, submit,
+    tools,
 };
 use crate::error::{ApiError, ErrorCode};
 
@@ -42,6 +43,12 @@ pub(super) fn routes() -> Vec<Route> {
         route(g.clone(), "/v1/runs", get(runs::list)),
         route(g.clone(), "/v1/runs/{run_id}", get(runs::read)),
         route(p.clone(), "/v1/runs/{run_id}/cancel", post(runs::cancel)),
+        route(p.clone(), "/v1/runs/{run_id}/retry", post(retry::retry)),
+        route(
+            p.clone(),
+            "/v1/runs/{run_id}/steps/{step_id}/resolve",
+            post(retry::resolve),
+        ),
         route(g.clone(), "/v1/stream", get(stream::follow)),
         route(g.clone(), "/v1/tools", get(tools::list)),
         route(p.clone(), "/v1/admin/api-keys", post(admin_keys::create)),

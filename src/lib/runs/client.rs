@@ -39,6 +39,9 @@ pub struct Admit<'a> {
     /// The most that it may cost, in millionths of a US dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// Trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -107,6 +110,41 @@ pub enum Cancel {
         limits: Vec<LimitRow>,
         /// `cancelled` or `cancelling`.
         status: Option<RunStatus>,
+        /// What is to be produced.
+        outbox: Vec<OutboxEntry>,
+    },
+}
+
+/// What became of a step whose outcome is unknown.
+#[derive(Debug, Serialize)]
+pub struct Resolve<'a> {
+    /// Who says so.
+    pub gate: Gate,
+    /// The tenant.
+    pub tenant: &'a TenantId,
+    /// The run.
+    pub run: &'a RunId,
+    /// The step.
+    pub step: &'a str,
+    /// JSON text of the step's entry as it was read.
+    pub was: &'a str,
+    /// JSON text of the step's entry as it is to be.
+    pub entry: &'a str,
+    /// Names the audit record.
+    pub audit_id: &'a str,
+    /// JSON text of the audit record.
+    pub audit: &'a str,
+}
+
+/// What became of a [`Resolve`].
+#[derive(Debug)]
+pub enum Resolved {
+    /// It was refused.
+    Refused(Refusal),
+    /// It is in the journal.
+    Done {
+        /// Where the limits stand.
+        limits: Vec<LimitRow>,
         /// What is to be produced.
         outbox: Vec<OutboxEntry>,
     },
@@ -273,6 +311,28 @@ impl Runs {
                 status,
                 outbox: reply.outbox(tenant)?,
             }),
+        }
+    }
+
+    /// Says what became of a step whose outcome is unknown; what is to be produced, or why not.
+    pub async fn resolve(
+        &self,
+        tenant: &TenantId,
+        resolve: &Resolve<'_>,
+    ) -> Result<Resolved, StoreError> {
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::RESOLVE, tenant, resolve, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outcome: String = reply.next()?;
+        match outcome.as_str() {
+            "refused" => Ok(Resolved::Refused(reply.refusal()?)),
+            "resolved" => Ok(Resolved::Done {
+                limits: reply.limits()?,
+                outbox: reply.outbox(tenant)?,
+            }),
+            other => Err(unexpected("resolve", other)),
         }
     }
 

@@ -17,7 +17,9 @@ mod status;
 mod transition;
 mod view;
 
-pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
+pub use client::{
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+};
 pub use gate::{Gate, GateRule};
 pub use history::StoredEvent;
 pub use money::{Spending, Use, User};

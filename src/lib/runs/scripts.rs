@@ -19,6 +19,7 @@ macro_rules! scripts {
 scripts! {
     ADMIT = "admit", GATE;
     CANCEL = "cancel", GATE;
+    RESOLVE = "resolve", GATE;
     READ = "read", GATE;
     SESSION_READ = "session_read", GATE;
     SESSION_CREATE = "session_create";

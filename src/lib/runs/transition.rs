@@ -51,6 +51,9 @@ pub struct Acquire<'a> {
     /// The most that it may cost, in millionths of a US dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// What the worker does first, when it is the first to take up this stage.
     pub begin: Begin,
 }

@@ -84,7 +84,9 @@ impl Execution {
             let waits = plan
                 .as_ref()
                 .is_ok_and(|plan| !plan.dependencies(index).is_empty());
-            if waits || effects(&step.tool) == Effects::Unsafe {
+            // What a retry takes over is known to the journal alone.
+            let taken_over = command.spec.retry_of.is_some();
+            if waits || taken_over || effects(&step.tool) == Effects::Unsafe {
                 continue;
             }
             let limit = self.settings.max_args_bytes.0;

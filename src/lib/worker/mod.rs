@@ -204,6 +204,7 @@ impl Worker {
                     traceparent: spec.traceparent.as_deref(),
                     key_id: &spec.key_id,
                     budget: spec.max_cost_micro_usd,
+                    retry_of: spec.retry_of.as_ref(),
                     begin,
                 };
                 context.runs.acquire(&spec.tenant, &acquire).await

@@ -104,6 +104,7 @@ impl Ledger {
             parallel: false,
             reject: false,
             budget: None,
+            retry_of: None,
             traceparent: None,
             plan: None,
             queued: "{}",
@@ -137,6 +138,17 @@ impl Ledger {
         stage: CommandKind,
         lease_ms: u64,
     ) -> Acquired {
+        self.acquire_of(run, owner, stage, lease_ms, 3).await
+    }
+
+    pub async fn acquire_of(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        lease_ms: u64,
+        max_deliveries: u32,
+    ) -> Acquired {
         let spec = spec(run, &self.session);
         let acquire = Acquire {
             run,
@@ -144,7 +156,7 @@ impl Ledger {
             owner,
             lease_ms,
             stage,
-            max_deliveries: 3,
+            max_deliveries,
             not_after: now_ms() + 60_000,
             spec: &spec,
             plan: None,
@@ -155,6 +167,7 @@ impl Ledger {
             traceparent: None,
             key_id: &self.key_id,
             budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()

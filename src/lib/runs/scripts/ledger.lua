@@ -199,6 +199,17 @@ local function add_run(a, created)
   return R
 end
 
+-- Copies what an earlier run finished: its successful steps. Returns whether that run is there.
+local function take_over_steps(R, id)
+  local flat = redis.call('HGETALL', key('run', id))
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 2) == 's:' and cjson.decode(flat[i + 1]).status == 'succeeded' then
+      set(R, flat[i], flat[i + 1])
+    end
+  end
+  return #flat > 0
+end
+
 -- Puts the command of the run's stage into its outbox: the first one, or again after a wait.
 local function command(R)
   local name = key('run', R.id)
