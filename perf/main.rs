@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use client::Api;
 use machine::Processes;
 use report::{Report, Row};
-use scenario::{Stack, load, lone, masking, read, replay};
+use scenario::{Stack, load, lone, masking, read, replay, rollup};
 
 /// Measures a running stack. `perf/run` starts one and calls this.
 #[derive(Debug, Parser)]
@@ -76,6 +76,8 @@ enum Part {
     Load,
     /// Commands that are put onto their topic again.
     Replay,
+    /// The audit roll-up, which needs Kafka and Redis alone.
+    Rollup,
 }
 
 #[tokio::main]
@@ -99,7 +101,8 @@ async fn main() -> Result<()> {
 
 async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
-    if args.parts != [Part::Masking] {
+    let alone = [Part::Masking, Part::Rollup];
+    if args.parts.is_empty() || args.parts.iter().any(|part| !alone.contains(part)) {
         let stack = Stack {
             api: Api::new(&args.url, args.key.clone())?,
             brokers: args.brokers.clone(),
@@ -124,6 +127,10 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
             let replaying = replay::measure(&stack, report);
             bounded(120, replaying).await.context("replay")?;
         }
+    }
+    if wanted(Part::Rollup) {
+        let rolling = rollup::measure(&args.brokers, &args.redis, report);
+        bounded(120, rolling).await.context("the roll-up")?;
     }
     if wanted(Part::Masking) {
         masking::measure(report)?;

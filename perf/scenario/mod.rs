@@ -5,6 +5,7 @@ pub mod lone;
 pub mod masking;
 pub mod read;
 pub mod replay;
+pub mod rollup;
 
 use std::path::PathBuf;
 

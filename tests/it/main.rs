@@ -6,6 +6,7 @@
 mod api;
 mod architecture;
 mod audit;
+mod audit_chain;
 mod bad_input;
 mod bad_tools;
 mod breaker;

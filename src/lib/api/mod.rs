@@ -12,6 +12,7 @@ mod admin_cache;
 mod admin_keys;
 mod admin_tenants;
 mod audit;
+mod audit_head;
 mod auth_failures;
 mod body;
 mod caller;

@@ -228,6 +228,13 @@ settings! {
     /// Milliseconds after which the audit roll-up writes what it has.
     rollup_max_age_ms: Millis = "AGENTHUB_ROLLUP_MAX_AGE_MS", "60000";
 
+    /// Key that signs the audit manifests, `<id>:<base64 of 32 bytes>`: `agenthub audit keygen` makes one. The audit roll-up does not start without it.
+    audit_signing_key: SecretString = "AGENTHUB_AUDIT_SIGNING_KEY", "", secret;
+    /// Public keys of earlier audit signing keys, `<id>:<base64 of 32 bytes>`, comma-separated: the roll-up goes on from what they signed, and `agenthub audit verify` believes them.
+    audit_public_keys: String = "AGENTHUB_AUDIT_PUBLIC_KEYS", "";
+    /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
+    audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
+
     /// What is logged: a level, or `tracing` directives.
     log: String = "AGENTHUB_LOG", "info";
     /// Form of the log: `json` or `pretty`.

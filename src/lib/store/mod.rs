@@ -4,6 +4,7 @@
 //! script can touch them all, on a cluster too.
 
 mod address_bits;
+mod audit_heads;
 mod breakers;
 mod connection;
 mod dead_letters;

@@ -50,10 +50,14 @@ metrics_table! {
     Counter "agenthub_sweeper_actions_total" "What the sweeper did, by action.";
     Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
     Counter "agenthub_dlq_indexed_total" "Dead letters put into the index, by class.";
-    Counter "agenthub_rollup_records_total" "Audit records in files that a commit marker lists.";
-    Counter "agenthub_rollup_files_total" "Audit files that a commit marker lists.";
-    Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
-    Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its commit marker.";
+    Counter "agenthub_rollup_records_total" "Audit records in files that a manifest lists.";
+    Counter "agenthub_rollup_files_total" "Audit files that a manifest lists.";
+    Counter "agenthub_rollup_manifests_total" "Audit manifests by outcome: written, or taken by another roll-up.";
+    Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its manifest.";
+    Gauge "agenthub_rollup_last_manifest_seconds" "When the last audit manifest was written, in seconds since the epoch, by partition.";
+    Gauge "agenthub_rollup_manifest_lag_seconds" "Seconds that the oldest record of the last audit manifest waited for it, by partition.";
+    Counter "agenthub_rollup_signature_failures_total" "Times that the last audit manifest was not signed by a known key, so that the roll-up stopped.";
+    Counter "agenthub_rollup_head_failures_total" "Heads of audit chains that could not be published, by place.";
     Counter "agenthub_audit_summed_total" "Requests that are in the audit trail only as part of a sum.";
     Gauge "agenthub_audit_waiting" "Audit records of requests that wait to be produced.";
     Gauge "agenthub_leases" "Runs that this worker owns.";

@@ -223,6 +223,7 @@ impl Stack {
             "api" => env!("CARGO_BIN_EXE_agenthub-api"),
             "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
             "executor" => env!("CARGO_BIN_EXE_agenthub-executor"),
+            "audit" => env!("CARGO_BIN_EXE_agenthub-audit-rollup"),
             other => panic!("no process {other}"),
         };
         self.spawn(name, binary, &[]);
