@@ -12,6 +12,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::{Permission, PresentedKey};
 use crate::ids::TenantId;
 use crate::runs::{Gate, LimitRow, Read, Refusal};
+use crate::telemetry::labels;
 
 /// A request whose key was issued here. Whether the key is in force is for the gate to say, in the
 /// script that acts on the request.
@@ -111,8 +112,9 @@ impl Caller {
     pub(super) fn refused(&self, refusal: Refusal) -> ApiError {
         let error = refusal_error(&refusal);
         if error.code == ErrorCode::RateLimited {
-            metrics::counter!("agenthub_rate_limited_total", "rule" => refusal.rule.clone())
-                .increment(1);
+            metrics::counter!("agenthub_rate_limited_total",
+                "tenant" => labels::tenant(self.tenant().as_str()), "rule" => refusal.rule.clone())
+            .increment(1);
         }
         self.scope.notes().rule = Some(refusal.rule);
         self.note_limits(refusal.limits);

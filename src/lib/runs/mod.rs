@@ -24,7 +24,7 @@ pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{
-    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, Recorded, Renewal, Sweep,
+    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, Recorded, Renewal, Sweep, Swept,
     Transition, UsageDelta,
 };
 pub use view::{RunView, SessionView};

@@ -11,6 +11,6 @@ mod shutdown;
 mod supervisor;
 
 pub use health::{Check, Health};
-pub use probe::{ProbeServer, bind};
-pub use shutdown::Shutdown;
+pub use probe::{Exposition, ProbeServer, bind};
+pub use shutdown::{Shutdown, on_hangup};
 pub use supervisor::Supervisor;

@@ -8,7 +8,7 @@ mod keys;
 mod script;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, FromRedisValue, RedisError};
@@ -118,14 +118,21 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
         let mut connection = self.connection.clone();
+        let started = Instant::now();
         let answer = script
             .prepared()
             .key(self.base(tenant))
             .arg(args)
             .arg(settings)
             .invoke_async(&mut connection)
-            .await?;
-        Ok(answer)
+            .await;
+        metrics::histogram!("agenthub_redis_script_ms", "script" => script.name())
+            .record(started.elapsed().as_secs_f64() * 1000.0);
+        answer.map_err(|error| {
+            metrics::counter!("agenthub_redis_errors_total", "script" => script.name())
+                .increment(1);
+            error.into()
+        })
     }
 
     /// Whether Redis answers.

@@ -20,6 +20,7 @@ use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
 use crate::planner::{plan_of, prompt};
 use crate::runs::{Begin, CancelMode, ModelCall, NewEvent, Next, RunStatus, Transition};
+use crate::telemetry::labels;
 use crate::tools::{Effects, ToolErrorClass, catalogue};
 
 /// Model calls that planning one run may take, failed ones included.
@@ -187,9 +188,10 @@ impl Planning {
             let outcome = self.call(run, request, signal).await?;
             let took = started.elapsed();
             let result = if outcome.is_ok() { "ok" } else { "error" };
-            metrics::counter!("agenthub_llm_calls_total", "model" => request.model.clone(), "outcome" => result)
+            let model = labels::model(&request.model);
+            metrics::counter!("agenthub_llm_calls_total", "model" => model.clone(), "outcome" => result)
                 .increment(1);
-            metrics::histogram!("agenthub_llm_duration_ms", "model" => request.model.clone())
+            metrics::histogram!("agenthub_llm_duration_ms", "model" => model)
                 .record(took.as_secs_f64() * 1000.0);
             let error = match outcome {
                 Ok(answer) => return Ok((answer, took)),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::owned::Owned;
 use crate::llm::Usage;
 use crate::runs::UsageDelta;
+use crate::telemetry::labels;
 
 /// Bytes of data that an event carries. What is longer is in the run itself.
 const MAX_EVENT_DATA: usize = 16 * 1024;
@@ -41,11 +42,17 @@ impl Owned {
             output_tokens: usage.output_tokens,
             cost_micro_usd: cost.unwrap_or(0),
         };
-        let tokens = |direction| metrics::counter!("agenthub_tokens_total", "model" => model.to_owned(), "direction" => direction);
+        let tenant = labels::tenant(self.command.spec.tenant.as_str());
+        let model = labels::model(model);
+        let tokens = |direction| {
+            metrics::counter!("agenthub_tokens_total",
+                "tenant" => tenant.clone(), "model" => model.clone(), "direction" => direction)
+        };
         tokens("input").increment(delta.input_tokens);
         tokens("output").increment(delta.output_tokens);
-        // A counter holds whole numbers; the gauge-typed total is exposed in dollars.
-        metrics::gauge!("agenthub_cost_usd_total", "model" => model.to_owned())
+        // The recorder's counters hold whole numbers: `telemetry` exposes this gauge, which only rises,
+        // as the counter that it is.
+        metrics::gauge!("agenthub_cost_usd_total", "tenant" => tenant.clone(), "model" => model.clone())
             .increment(super::to_f64(delta.cost_micro_usd) / 1e6);
         delta
     }

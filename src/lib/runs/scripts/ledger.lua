@@ -37,8 +37,8 @@ end
 
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
-  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
+  'outbox_since', 'wake', 'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
 }
 
 -- `more` names one further field.
@@ -268,6 +268,9 @@ local function acknowledge(R, numbers)
   set(R, 'outbox_len', math.max(0, num(R, 'outbox_len') - removed))
   if num(R, 'outbox_len') == 0 then
     unset(R, 'outbox_due')
+    if R.f.outbox_since then
+      unset(R, 'outbox_since')
+    end
   end
 end
 
