@@ -6,12 +6,15 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod dashboards;
+mod deployment;
 mod dlq;
 mod documentation;
 mod faults;
 mod kafka;
 mod ledger;
 mod main_job;
+mod metrics;
 mod outages;
 mod rollup;
 mod scaling;

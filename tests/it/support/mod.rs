@@ -8,11 +8,12 @@ use agenthub::config::{Settings, Source};
 
 pub mod forwarder;
 pub mod ledger;
-mod reaper;
+pub mod reaper;
 pub mod records;
 mod settled;
 pub mod sse;
 pub mod stack;
+pub mod tools;
 pub mod web;
 
 /// Secrets of the tests' installations.
