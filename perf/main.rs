@@ -13,13 +13,13 @@ mod scenario;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use client::Api;
 use machine::Processes;
 use report::{Report, Row};
-use scenario::{Stack, load, lone, masking, read};
+use scenario::{Stack, load, lone, masking, read, slo};
 
 /// Measures a running stack. `perf/run` starts one and calls this.
 #[derive(Debug, Parser)]
@@ -74,6 +74,8 @@ enum Part {
     Lone,
     /// Many runs at once.
     Load,
+    /// The service levels; only when asked for, and alone (`perf/slo`).
+    Slo,
 }
 
 #[tokio::main]
@@ -88,10 +90,17 @@ async fn main() -> Result<()> {
     let measured = measure(&args, &mut report).await;
     println!("\n{}", report.table());
     measured?;
+    let slo = args.parts.contains(&Part::Slo);
     if let Some(path) = &args.results {
-        report.write(path, &machine)?;
+        let head = if slo {
+            include_str!("slo_head.md")
+        } else {
+            include_str!("results_head.md")
+        };
+        report.write(path, head, &machine)?;
         println!("written to {}", path.display());
     }
+    ensure!(!slo || report.all_met(), "a service level is not met");
     Ok(())
 }
 
@@ -104,6 +113,13 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
             redis_url: args.redis.clone(),
             state: args.state.clone(),
         };
+        if args.parts == [Part::Slo] {
+            let time = Duration::from_secs(args.seconds);
+            let measuring = slo::measure(&stack, time, report);
+            return bounded(120 + 3 * args.seconds, measuring)
+                .await
+                .context("service levels");
+        }
         idle(&stack, report)?;
         if wanted(Part::Read) {
             let reading = read::measure(&stack, report);

@@ -243,6 +243,9 @@ fn compose_is_as_the_code_expects() {
             "{target}"
         );
     }
+    // There is one broker, and the declaration asks for three replicas.
+    let topics = serde_json::json!(["agenthub", "topics", "apply", "--dev"]);
+    assert_eq!(services["topics"]["command"], topics);
     assert!(read("infra/docker/ready").contains("GET /readyz "));
 
     // Binaries that are started exist.
