@@ -12,6 +12,7 @@ mod deployment;
 mod dlq;
 mod documentation;
 mod faults;
+mod k6;
 mod kafka;
 mod ledger;
 mod main_job;
