@@ -15,6 +15,7 @@ mod faults;
 mod k6;
 mod kafka;
 mod ledger;
+mod logs;
 mod main_job;
 mod metrics;
 mod outages;

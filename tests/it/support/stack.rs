@@ -40,8 +40,13 @@ impl Process {
 
     /// Tells it to stop.
     pub fn tell_to_stop(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        let told = Command::new("kill").args([signal, &pid]).status();
         assert!(told.unwrap().success());
     }
 
@@ -279,6 +284,11 @@ impl Stack {
     /// Sets a variable for processes started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Leaves a variable out for processes started from now on.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.remove(name);
     }
 
     pub fn url(&self, path: &str) -> String {
