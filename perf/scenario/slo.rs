@@ -23,7 +23,7 @@ const RUNS: u32 = 20;
 const SESSIONS: u32 = 64;
 /// Requests of the burst, all at once, and what `perf/slo` lets a tenant have in a second.
 const BURST: usize = 3000;
-const TENANT_LIMIT: usize = 1000;
+const TENANT_LIMIT: usize = 500;
 
 const NO_MODEL_P95_MS: f64 = 300.0;
 const RUN_P95_MS: f64 = 2500.0;

@@ -60,6 +60,9 @@ error_codes! {
     Unauthenticated = "unauthenticated", 401, "A valid API key is required";
         "The request carries no API key, more than one, or one that is malformed, unknown, expired, replaced or revoked. The answer is the same for all of these, so that it tells nothing about a key that somebody guesses."
         "Send `Authorization: Bearer <key>` or `X-API-Key: <key>`, once, with a key that is in force. An admin of your tenant can list, rotate and create keys."
+    BudgetExhausted = "budget_exhausted", 402, "A budget is used up";
+        "What was spent and what calls under way may still spend reach the limit of a budget: `details.rule` names it (`tenant_budget`, `key_budget` or `session_budget`). Nothing was started. Within an hour of the month's end, when budgets of a tenant or key begin anew, the status is 429 with `Retry-After`."
+        "Wait for calls under way to end, use another session, or ask an admin to raise the budget. Budgets of tenants and keys begin anew each month (UTC)."
     Forbidden = "forbidden", 403, "The key may not do this";
         "The key is valid, but a rule forbids the request: `details.rule` names it. `role` means that the key's role lacks the permission; `tenant` that the key governs another tenant than the one that was named."
         "Use a key whose role allows the request."
@@ -81,6 +84,12 @@ error_codes! {
     RunEnded = "run_ended", 409, "The run has ended";
         "The request would change a run that has already ended in another way: `details.status` says how."
         "Read the run; nothing can change it any more."
+    NotRetryable = "not_retryable", 409, "The run cannot be retried";
+        "Only a run that failed, was cancelled or timed out is retried: `details.status` says where the run is. With `details.steps`, those steps have an unknown outcome: whether their effect happened has to be said before a retry could repeat it."
+        "Wait for the run's end; resolve the steps with `POST /v1/runs/{run_id}/steps/{step_id}/resolve`; start a new run instead of retrying one that succeeded."
+    OutcomeKnown = "outcome_known", 409, "The step's outcome is not unknown";
+        "Only a step whose status is `outcome_unknown`, of a run that has ended, is resolved; it may have been resolved in the meantime."
+        "Read the run."
     PlanNotReady = "plan_not_ready", 409, "The run has no finished plan";
         "`plan_id` names a run that has not made a plan yet, or that ended without one."
         "Wait until the planning run has succeeded, or plan again."

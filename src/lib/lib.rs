@@ -30,6 +30,7 @@ pub mod error;
 pub mod ids;
 pub mod messages;
 pub mod plan;
+pub mod pricing;
 pub mod privacy;
 
 pub mod runtime;

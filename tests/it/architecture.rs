@@ -16,12 +16,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("app", APP),
     ("cli", APP),
     ("api", &[
-        "governance", "stream", "kafka", "runs", "store", "tools", "telemetry", "runtime", "config", "plan", "error",
-        "messages", "privacy", "ids",
+        "governance", "stream", "kafka", "runs", "store", "tools", "pricing", "telemetry", "runtime", "config", "plan",
+        "error", "messages", "privacy", "ids",
     ]),
     ("worker", &[
-        "dlq", "planner", "executor", "kafka", "runs", "store", "tools", "llm", "telemetry", "runtime", "config", "plan",
-        "messages", "privacy", "ids",
+        "dlq", "planner", "executor", "kafka", "runs", "store", "tools", "llm", "pricing", "telemetry", "runtime",
+        "config", "plan", "messages", "privacy", "ids",
     ]),
     ("rollup", &[
         "dlq", "kafka", "tools", "telemetry", "runtime", "config", "messages", "privacy", "ids",
@@ -34,15 +34,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("planner", &["tools", "llm", "plan", "ids"]),
     ("executor", &["tools", "plan", "ids"]),
     ("kafka", &["runs", "runtime", "config", "messages", "privacy", "ids"]),
-    ("runs", &["store", "llm", "runtime", "config", "messages", "privacy", "ids"]),
+    ("runs", &["store", "pricing", "runtime", "config", "messages", "privacy", "ids"]),
     ("store", &["config", "messages", "privacy", "ids"]),
-    ("tools", &["net", "llm", "runtime", "config", "plan", "ids"]),
-    ("llm", &["runtime", "config", "ids"]),
+    ("tools", &["net", "llm", "pricing", "runtime", "config", "plan", "ids"]),
+    ("llm", &["pricing", "runtime", "config", "ids"]),
     ("net", &["config"]),
     ("telemetry", &["config"]),
     ("runtime", &[]),
     ("config", &[]),
     ("plan", &[]),
+    ("pricing", &[]),
     ("error", &[]),
     ("messages", &["privacy", "ids"]),
     ("privacy", &["ids"]),
@@ -52,7 +53,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 #[rustfmt::skip]
 const APP: &[&str] = &[
     "api", "worker", "rollup", "replay", "dlq", "governance", "stream", "planner", "executor", "kafka", "runs", "store",
-    "tools", "llm", "net", "telemetry", "runtime", "config", "plan", "error", "messages", "privacy", "ids",
+    "tools", "llm", "net", "pricing", "telemetry", "runtime", "config", "plan", "error", "messages", "privacy", "ids",
 ];
 
 /// Paths that a room must not use although it may use their room: of the tools, the API and the

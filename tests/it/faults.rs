@@ -113,6 +113,8 @@ impl<'a> Insider<'a> {
             deadline: spec.deadline_ms,
             parallel: false,
             reject: false,
+            budget: None,
+            retry_of: None,
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
@@ -144,6 +146,9 @@ impl<'a> Insider<'a> {
             deadline: spec.deadline_ms,
             parallel: false,
             traceparent: None,
+            key_id: &spec.key_id,
+            budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         let runs = self.stack.runs();

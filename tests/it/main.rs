@@ -6,6 +6,7 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod budgets;
 mod chart;
 mod dashboards;
 mod deployment;
@@ -19,6 +20,7 @@ mod logs;
 mod main_job;
 mod metrics;
 mod outages;
+mod retry;
 mod rollup;
 mod scaling;
 mod streams;

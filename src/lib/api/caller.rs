@@ -8,10 +8,12 @@ use serde_json::json;
 
 use super::scope::Scope;
 use super::state::ApiState;
+use super::time::month_end;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{Permission, PresentedKey};
 use crate::ids::TenantId;
 use crate::runs::{Gate, LimitRow, Read, Refusal};
+use crate::runtime::clock;
 use crate::telemetry::labels;
 
 /// A request whose key was issued here. Whether the key is in force is for the gate to say, in the
@@ -132,13 +134,24 @@ impl Caller {
         self.found(read).map(|_| ())
     }
 
+    /// An error that is found before the script that counts the request: counted like any other.
+    pub(super) async fn counted(
+        &self,
+        state: &ApiState,
+        permission: Permission,
+        error: ApiError,
+    ) -> ApiError {
+        match self.pass(state, permission).await {
+            Ok(()) => error,
+            Err(refused) => refused,
+        }
+    }
+
     /// The answer to a request for a thing whose id cannot be one: what an unknown one gets, and
     /// counted like it.
     pub(super) async fn not_found(&self, state: &ApiState, permission: Permission) -> ApiError {
-        match self.pass(state, permission).await {
-            Ok(()) => ApiError::new(ErrorCode::NotFound),
-            Err(error) => error,
-        }
+        let error = ApiError::new(ErrorCode::NotFound);
+        self.counted(state, permission, error).await
     }
 }
 
@@ -149,6 +162,11 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
             .detail("the key's role does not allow this request")
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
+        "budget_exhausted" => budget_exhausted(&refusal.rule, clock::now_ms()),
+        "not_retryable" => {
+            ApiError::new(ErrorCode::NotRetryable).details(json!({ "status": refusal.rule }))
+        }
+        "not_unknown" => ApiError::new(ErrorCode::OutcomeKnown),
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }
@@ -169,6 +187,24 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
             ApiError::new(ErrorCode::Internal)
         }
     }
+}
+
+/// A budget of a month that ends soon is a limit that one waits for; any other asks for more money.
+fn budget_exhausted(rule: &str, now_ms: u64) -> ApiError {
+    const SOON_MS: u64 = 3_600_000;
+    let detail = format!("the {} is used up", rule.replace('_', " "));
+    let resets_in = month_end(now_ms).saturating_sub(now_ms);
+    if rule != "session_budget" && resets_in <= SOON_MS {
+        return ApiError {
+            retry_after_ms: Some(resets_in),
+            ..ApiError::new(ErrorCode::RateLimited)
+                .detail(detail)
+                .details(json!({ "rule": rule, "retry_after_ms": resets_in }))
+        };
+    }
+    ApiError::new(ErrorCode::BudgetExhausted)
+        .detail(detail)
+        .details(json!({ "rule": rule }))
 }
 
 /// The used-up limit that takes longest to give a place back.
@@ -213,12 +249,34 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_that_resets_within_the_hour_is_waited_for() {
+        let at = |text: &str| {
+            let time: jiff::Timestamp = text.parse().unwrap();
+            u64::try_from(time.as_millisecond()).unwrap()
+        };
+        let late = at("2026-12-31T23:30:00Z");
+        let error = budget_exhausted("tenant_budget", late);
+        assert_eq!(
+            (error.code, error.retry_after_s()),
+            (ErrorCode::RateLimited, Some(1800))
+        );
+        let error = budget_exhausted("session_budget", late);
+        assert_eq!(error.code, ErrorCode::BudgetExhausted);
+        let error = budget_exhausted("key_budget", at("2026-12-31T22:30:00Z"));
+        assert_eq!(error.code, ErrorCode::BudgetExhausted);
+    }
+
+    #[test]
     fn refusals_become_errors() {
         let refusal = |code: &str, limits| Refusal {
             code: code.to_owned(),
             rule: "key_rate_limit".to_owned(),
             limits,
         };
+        assert!(matches!(
+            refusal_error(&refusal("budget_exhausted", vec![])).code,
+            ErrorCode::BudgetExhausted | ErrorCode::RateLimited
+        ));
         for (code, status) in [
             ("unauthenticated", 401),
             ("forbidden", 403),

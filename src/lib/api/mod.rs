@@ -7,6 +7,7 @@
 //! Invariant: nothing leaves but through `exit` or as an error written in [`crate::error`]; every
 //! answer carries its trace id.
 
+mod admin_budget;
 mod admin_keys;
 mod audit;
 mod body;
@@ -22,6 +23,7 @@ mod params;
 mod probes;
 mod problem;
 mod request_headers;
+mod retry;
 mod router;
 mod run_body;
 mod run_view;

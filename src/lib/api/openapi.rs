@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools};
+use super::{
+    admin_budget, admin_keys, docs, probes, problem, retry, runs, sessions, stream, submit, tools,
+};
 use crate::error::ErrorCode;
 
 #[derive(OpenApi)]
@@ -22,10 +24,11 @@ use crate::error::ErrorCode;
     paths(
         sessions::create, sessions::list, sessions::read, sessions::delete,
         submit::plan, submit::execute, submit::run,
-        runs::list, runs::read, runs::cancel,
+        runs::list, runs::read, runs::cancel, retry::retry, retry::resolve,
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -171,16 +174,24 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    let submits = method == "post" && matches!(path, "/v1/plan" | "/v1/execute" | "/v1/runs");
+    const STARTS: [&str; 4] = [
+        "/v1/plan",
+        "/v1/execute",
+        "/v1/runs",
+        "/v1/runs/{run_id}/retry",
+    ];
+    let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch]);
+        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
         "/v1/runs/{run_id}/cancel" => codes.push(E::RunEnded),
+        "/v1/runs/{run_id}/retry" => codes.push(E::NotRetryable),
+        "/v1/runs/{run_id}/steps/{step_id}/resolve" => codes.push(E::OutcomeKnown),
         _ => {}
     }
     codes
@@ -255,6 +266,9 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "BudgetRequest",
+            "RetryRequest",
+            "ResolveRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -3,11 +3,11 @@
 use axum::Router;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_keys, docs, probes, runs, sessions, stream, submit, tools};
+use super::{admin_budget, admin_keys, docs, probes, retry, runs, sessions, stream, submit, tools};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -40,6 +40,12 @@ pub(super) fn routes() -> Vec<Route> {
         route(g.clone(), "/v1/runs", get(runs::list)),
         route(g.clone(), "/v1/runs/{run_id}", get(runs::read)),
         route(p.clone(), "/v1/runs/{run_id}/cancel", post(runs::cancel)),
+        route(p.clone(), "/v1/runs/{run_id}/retry", post(retry::retry)),
+        route(
+            p.clone(),
+            "/v1/runs/{run_id}/steps/{step_id}/resolve",
+            post(retry::resolve),
+        ),
         route(g.clone(), "/v1/stream", get(stream::follow)),
         route(g.clone(), "/v1/tools", get(tools::list)),
         route(p.clone(), "/v1/admin/api-keys", post(admin_keys::create)),
@@ -58,6 +64,21 @@ pub(super) fn routes() -> Vec<Route> {
             p,
             "/v1/admin/api-keys/{key_id}/revoke",
             post(admin_keys::revoke),
+        ),
+        route(
+            Method::PUT,
+            "/v1/admin/tenants/{tenant}/budget",
+            put(admin_budget::set),
+        ),
+        route(
+            g.clone(),
+            "/v1/admin/tenants/{tenant}/budget",
+            get(admin_budget::read),
+        ),
+        route(
+            g.clone(),
+            "/v1/admin/tenants/{tenant}/usage",
+            get(admin_budget::usage),
         ),
         route(g.clone(), "/healthz", get(probes::healthz)),
         route(g.clone(), "/readyz", get(probes::readyz)),

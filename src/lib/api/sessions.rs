@@ -47,6 +47,10 @@ pub(super) struct NewSession {
     #[serde(default)]
     #[schema(max_length = 256)]
     subject: Option<String>,
+    /// The most that its runs may cost together, in US dollars; counted in millionths.
+    #[serde(default)]
+    #[schema(minimum = 0)]
+    max_cost_usd: Option<f64>,
     /// The client's own labels: at most 16, names of at most 64 and values of at most 256 characters.
     #[serde(default)]
     metadata: Labels,
@@ -92,6 +96,7 @@ pub(super) async fn create(
     }
     validate::text("/subject", new.subject.as_deref(), MAX_SUBJECT)?;
     validate::labels(&new.metadata)?;
+    let budget = validate::micro_usd("/max_cost_usd", new.max_cost_usd)?;
     state.require_kafka()?;
     caller.pass(&state, Permission::Sessions).await?;
 
@@ -107,6 +112,7 @@ pub(super) async fn create(
         context: new.context.map(|v| key.seal(v.to_string().as_bytes())),
         subject: new.subject.map(|text| key.seal(text.as_bytes())),
         metadata: (!new.metadata.is_empty()).then(|| key.seal(&labels)),
+        max_cost_micro_usd: budget,
         ttl_ms: ttl_s * 1000,
         key_id: caller.key.key_id.clone(),
         created_ms: clock::now_ms(),
@@ -117,6 +123,7 @@ pub(super) async fn create(
         context: record.context.clone(),
         subject: record.subject.clone(),
         metadata: record.metadata.clone(),
+        budget,
         ttl_ms: record.ttl_ms,
         key_id: &caller.key.key_id,
         generation: FIRST_GENERATION,

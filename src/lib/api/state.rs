@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Governance, Keys};
+use crate::governance::{Budgets, Governance, Keys};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
+use crate::pricing::Prices;
 use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
@@ -34,6 +35,10 @@ pub struct ApiParts {
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// Tenants' budgets.
+    pub budgets: Budgets,
+    /// Prices of models.
+    pub prices: Arc<Prices>,
     /// Data keys of sessions.
     pub data_keys: KeyCache,
     /// Masks what leaves.

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::header::{LOCATION, VARY};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
@@ -20,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{OnConflict, RunSpec};
+use crate::messages::{CommandKind, OnConflict, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, RunStatus};
@@ -102,6 +103,7 @@ async fn submit(
     submission: Submission,
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
+    priced(state, &submission)?;
     state.require_kafka()?;
     let Ok(session) = submission.session.parse::<SessionId>() else {
         return Err(caller.not_found(state, Permission::Runs).await);
@@ -110,7 +112,19 @@ async fn submit(
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
     let spec = specify(caller, submission, session, &key);
-    let (run, replayed) = admit(state, caller, how, &spec, plan.as_ref(), fingerprint).await?;
+    start(state, caller, how, &spec, plan.as_ref(), fingerprint).await
+}
+
+/// Starts the run, and waits for its end as far as the client wants to.
+pub(super) async fn start(
+    state: &ApiState,
+    caller: &Caller,
+    how: &Submitting,
+    spec: &RunSpec,
+    plan: Option<&Sealed>,
+    fingerprint: &str,
+) -> Result<Response, ApiError> {
+    let (run, replayed) = admit(state, caller, how, spec, plan, fingerprint).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -119,7 +133,7 @@ async fn submit(
     };
     let mut response = match ended {
         Some(ended) => Json(ended).into_response(),
-        None => accepted(spec.session_id, run),
+        None => accepted(spec.session_id.clone(), run),
     };
     let headers = response.headers_mut();
     if replayed {
@@ -134,6 +148,21 @@ async fn submit(
     }
     headers.insert(VARY, HeaderValue::from_static("Prefer"));
     Ok(response)
+}
+
+/// Refuses a model whose calls cannot be paid for: without a price there is no bound to reserve.
+fn priced(state: &ApiState, submission: &Submission) -> Result<(), ApiError> {
+    if submission.kind == RunKind::Execute {
+        return Ok(());
+    }
+    let model = submission.model.as_ref().unwrap_or(&state.settings().model);
+    match state.parts.prices.price(model, Timestamp::now()) {
+        Some(_) => Ok(()),
+        None => Err(ApiError::field(
+            "/model",
+            "the model has no price, so its calls cannot be budgeted",
+        )),
+    }
 }
 
 fn accepted(session_id: SessionId, run_id: RunId) -> Response {
@@ -228,7 +257,11 @@ async fn admit(
     let claim = how.idempotency.as_ref();
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
     let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
-    let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
+    let mut queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms });
+    if let Some(source) = &spec.retry_of {
+        queued["retry_of"] = json!(source);
+    }
+    let queued = queued.to_string();
     let id = format!("{run}/audit");
     let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
     let admit = Admit {
@@ -242,11 +275,17 @@ async fn admit(
         run,
         session: &spec.session_id,
         kind: spec.kind,
-        stage: spec.kind.first_command(),
+        // A retry goes on with the plan of the run before it.
+        stage: match plan {
+            Some(_) => CommandKind::Execute,
+            None => spec.kind.first_command(),
+        },
         spec: &text,
         deadline: spec.deadline_ms,
         parallel: spec.on_conflict == OnConflict::Parallel,
         reject: spec.on_conflict == OnConflict::Reject,
+        budget: spec.max_cost_micro_usd,
+        retry_of: spec.retry_of.as_ref(),
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,

@@ -25,10 +25,11 @@ use super::observe::observe;
 use super::{ApiParts, ApiState, router, serve};
 use crate::config::{Settings, Source};
 use crate::error::ErrorCode;
-use crate::governance::{Governance, Keys};
+use crate::governance::{Budgets, Governance, Keys};
 use crate::ids::{RunId, SessionId};
 use crate::kafka::{KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
+use crate::pricing::Prices;
 use crate::privacy::mask::Masker;
 use crate::privacy::{KeyCache, KeyRing};
 use crate::runs::Runs;
@@ -113,9 +114,11 @@ impl Api {
         let streams = Streams::start(&settings, runs.clone(), &supervisor, ending.clone()).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();
         let api = ApiState::new(ApiParts {
-            runs,
+            runs: runs.clone(),
             governance: Governance::new(signer.clone(), &settings),
-            keys: Keys::new(redis, producer, signer),
+            keys: Keys::new(redis, producer.clone(), signer),
+            budgets: Budgets::new(runs.clone(), producer.clone()),
+            prices: Arc::new(Prices::builtin().unwrap()),
             data_keys: KeyCache::new(ring, 16),
             masker: Arc::new(Masker::new(&[]).unwrap()),
             outbox,

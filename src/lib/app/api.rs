@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 use super::base::Base;
 use crate::api::{ApiParts, ApiState};
 use crate::config::Settings;
-use crate::governance::{Governance, Keys};
+use crate::governance::{Budgets, Governance, Keys};
+use crate::pricing::Prices;
 use crate::runtime::bind;
 use crate::stream::Streams;
 
@@ -35,6 +36,8 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.outbox.producer().clone(),
             base.signer.clone(),
         ),
+        budgets: Budgets::new(base.runs.clone(), base.outbox.producer().clone()),
+        prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
         data_keys: base.keys.clone(),
         masker: base.masker.clone(),
         outbox: base.outbox.clone(),

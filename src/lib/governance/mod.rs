@@ -5,11 +5,13 @@
 //! script runs the gate before it changes anything.
 
 mod api_key;
+mod budgets;
 mod idempotency;
 mod keys;
 mod role;
 
 pub use api_key::{IssuedKey, PresentedKey};
+pub use budgets::Budgets;
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
 pub use role::{Permission, Role};

@@ -51,6 +51,8 @@ pub enum Permission {
     Tools,
     /// Manage the tenant's keys.
     Keys,
+    /// See and set what the tenant may spend.
+    Budgets,
 }
 
 impl Permission {
@@ -58,7 +60,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys => &[Role::Admin],
+            Self::Keys | Self::Budgets => &[Role::Admin],
         }
     }
 }

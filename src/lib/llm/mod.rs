@@ -1,13 +1,17 @@
 //! The model client: one call is one attempt. Retry, budgets and cancellation are the worker's.
 //!
-//! [`openai`] is the client, [`pricing`] says what a call costs, and [`sim`] is a server that stands
+//! [`openai`] is the client, [`input_bound_tokens`] bounds what a call can read, and [`sim`] is a server that stands
 //! in for a provider where there is none.
 //!
 //! Invariant: the client neither sleeps nor repeats a call by itself.
 
+mod bound;
 pub mod openai;
-pub mod pricing;
 pub mod sim;
+
+pub use bound::input_bound_tokens;
+
+use crate::pricing::Usage;
 
 use std::time::Duration;
 
@@ -82,19 +86,6 @@ pub struct ChatRequest {
     pub traceparent: Option<String>,
 }
 
-/// Tokens of one call.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Read, those from the provider's cache included.
-    pub input_tokens: u64,
-    /// Of those, read from the provider's cache.
-    pub cached_tokens: u64,
-    /// Written, reasoning included.
-    pub output_tokens: u64,
-    /// Of those, spent on reasoning.
-    pub reasoning_tokens: u64,
-}
-
 /// What a model answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatAnswer {
@@ -132,6 +123,21 @@ pub struct LlmError {
     pub code: &'static str,
     /// For people. Masked before it leaves.
     pub message: String,
+}
+
+/// Whether a call that failed with `code` was surely not charged: the provider refused it, or never
+/// received it. Of the other failures it is not known.
+pub fn is_unbilled(code: &str) -> bool {
+    matches!(
+        code,
+        "llm_rate_limited"
+            | "llm_quota_exhausted"
+            | "llm_unavailable"
+            | "llm_unauthorized"
+            | "llm_not_found"
+            | "llm_bad_request"
+            | "llm_unreachable"
+    )
 }
 
 /// A client of an OpenAI-compatible endpoint.

@@ -65,6 +65,18 @@ pub struct AuditRecord {
     /// Millionths of a US dollar.
     #[serde(default)]
     pub cost_micro_usd: u64,
+    /// The model call that it settles, as its run names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<String>,
+    /// How: `actual`, or `bounded` when its use is not known and its bound counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settlement: Option<String>,
+    /// What that adds to the money spent, in millionths of a US dollar; below zero when it corrects a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta_micro_usd: Option<i64>,
+    /// The month (`yyyymm`, UTC) whose budgets it counts towards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub month: Option<String>,
     /// The client's address, masked to its network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,

@@ -19,7 +19,7 @@ pub use dead_letter::{DeadLetter, FailureClass};
 pub use event::{Event, EventBatch, EventId, EventType};
 pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
 pub use signature::{SignatureError, Signer};
-pub use state::{KeyRecord, SessionRecord, State, StateRecord, session_record_key};
+pub use state::{BudgetRecord, KeyRecord, SessionRecord, State, StateRecord, session_record_key};
 
 /// Version of the schema that this build writes.
 pub const SCHEMA_VERSION: u16 = 1;

@@ -25,14 +25,17 @@ pub enum State {
     ApiKey(KeyRecord),
     /// A session.
     Session(SessionRecord),
+    /// A tenant's budget.
+    Budget(BudgetRecord),
 }
 
 impl State {
-    /// The record key: `key/<tenant>/<key id>` or `session/<tenant>/<session id>`.
+    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>` or `budget/<tenant>`.
     pub fn record_key(&self) -> String {
         match self {
             Self::ApiKey(key) => format!("key/{}/{}", key.tenant, key.key_id),
             Self::Session(session) => session_record_key(&session.tenant, &session.session_id),
+            Self::Budget(budget) => format!("budget/{}", budget.tenant),
         }
     }
 }
@@ -72,6 +75,16 @@ pub struct KeyRecord {
     pub expires_ms: Option<u64>,
 }
 
+/// What a tenant may spend in each calendar month (UTC).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BudgetRecord {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Millionths of a US dollar; no limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_micro_usd: Option<u64>,
+}
+
 /// A session: what a rebuild needs of it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SessionRecord {
@@ -90,6 +103,9 @@ pub struct SessionRecord {
     /// The client's labels; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Sealed>,
+    /// The most that its runs may cost together, in millionths of a US dollar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost_micro_usd: Option<u64>,
     /// Milliseconds to live without a read.
     pub ttl_ms: u64,
     /// The key that created it.

@@ -36,6 +36,12 @@ pub struct Admit<'a> {
     pub parallel: bool,
     /// Whether it is refused when its session has a live run.
     pub reject: bool,
+    /// The most that it may cost, in millionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// Trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -111,6 +117,41 @@ pub enum Cancel {
     },
 }
 
+/// What became of a step whose outcome is unknown.
+#[derive(Debug, Serialize)]
+pub struct Resolve<'a> {
+    /// Who says so.
+    pub gate: Gate,
+    /// The tenant.
+    pub tenant: &'a TenantId,
+    /// The run.
+    pub run: &'a RunId,
+    /// The step.
+    pub step: &'a str,
+    /// JSON text of the step's entry as it was read.
+    pub was: &'a str,
+    /// JSON text of the step's entry as it is to be.
+    pub entry: &'a str,
+    /// Names the audit record.
+    pub audit_id: &'a str,
+    /// JSON text of the audit record.
+    pub audit: &'a str,
+}
+
+/// What became of a [`Resolve`].
+#[derive(Debug)]
+pub enum Resolved {
+    /// It was refused.
+    Refused(Refusal),
+    /// It is in the journal.
+    Done {
+        /// Where the limits stand.
+        limits: Vec<LimitRow>,
+        /// What is to be produced.
+        outbox: Vec<OutboxEntry>,
+    },
+}
+
 /// What a governed read gave.
 #[derive(Debug)]
 pub enum Read<T> {
@@ -156,6 +197,9 @@ pub struct SessionCreation<'a> {
     /// The client's own labels; sealed JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Sealed>,
+    /// The most that its runs may cost together, in millionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
     /// Milliseconds to live.
     pub ttl_ms: u64,
     /// The key that created it.
@@ -272,6 +316,28 @@ impl Runs {
                     .next::<Option<String>>()?
                     .and_then(|kind| RunKind::from_name(&kind)),
             }),
+        }
+    }
+
+    /// Says what became of a step whose outcome is unknown; what is to be produced, or why not.
+    pub async fn resolve(
+        &self,
+        tenant: &TenantId,
+        resolve: &Resolve<'_>,
+    ) -> Result<Resolved, StoreError> {
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::RESOLVE, tenant, resolve, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outcome: String = reply.next()?;
+        match outcome.as_str() {
+            "refused" => Ok(Resolved::Refused(reply.refusal()?)),
+            "resolved" => Ok(Resolved::Done {
+                limits: reply.limits()?,
+                outbox: reply.outbox(tenant)?,
+            }),
+            other => Err(unexpected("resolve", other)),
         }
     }
 

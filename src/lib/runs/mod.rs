@@ -8,6 +8,7 @@
 mod client;
 mod gate;
 mod history;
+mod money;
 mod outbox;
 mod record;
 mod reply;
@@ -16,16 +17,19 @@ mod status;
 mod transition;
 mod view;
 
-pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
+pub use client::{
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+};
 pub use gate::{Gate, GateRule};
 pub use history::StoredEvent;
+pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{
-    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, Recorded, Renewal, Sweep, Swept,
-    Transition, UsageDelta,
+    Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, OverBudget, Recorded, Renewal,
+    Reservation, Settlement, Sweep, Swept, Transition,
 };
 pub use view::{RunView, SessionView};
 

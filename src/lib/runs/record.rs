@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{CancelMode, RunStatus};
-use crate::llm::Usage;
+use crate::pricing::Usage;
 use crate::privacy::Sealed;
 
 /// The fields of a hash.
@@ -47,6 +47,17 @@ impl Fields {
     /// Whether and how a client asked for the run's end.
     pub fn cancel(&self) -> Option<CancelMode> {
         parse_cancel(self.text("cancel")?)
+    }
+
+    /// The model calls that were reserved, by name.
+    pub fn calls(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().filter_map(|name| name.strip_prefix("b:"))
+    }
+
+    /// Whether a model call was reserved and is not settled.
+    pub fn is_open(&self, call: &str) -> bool {
+        let open = self.text("open").unwrap_or_default();
+        open.split(' ').any(|name| name == call)
     }
 
     /// What was recorded of the run's steps and model calls.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::record::parse_cancel;
 use super::reply::{Reply, unexpected};
 use super::{CancelMode, Fields, OutboxEntry, RunStatus, Runs, scripts};
-use crate::ids::{RunId, SessionId, TenantId};
+use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::messages::{CommandKind, EventType, RunKind, Topic};
 use crate::privacy::Sealed;
 use crate::store::StoreError;
@@ -47,6 +47,14 @@ pub struct Acquire<'a> {
     /// Trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
+    /// The key that submitted it.
+    pub key_id: &'a KeyId,
+    /// The most that it may cost, in millionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// What the worker does first, when it is the first to take up this stage.
     pub begin: Begin,
 }
@@ -58,6 +66,8 @@ pub struct Begin {
     pub set: BTreeMap<String, String>,
     /// Events to tell.
     pub events: Vec<NewEvent>,
+    /// Model calls to be made; the run ends when a budget has no room for them.
+    pub reserve: Vec<Reservation>,
 }
 
 /// An event to be told.
@@ -148,9 +158,10 @@ pub struct Transition<'a> {
     pub events: Vec<NewEvent>,
     /// Records for the outbox besides the events.
     pub records: Vec<NewRecord>,
-    /// What was spent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<UsageDelta>,
+    /// Calls that were made.
+    pub settle: Vec<Settlement>,
+    /// Calls that are to be made.
+    pub reserve: Vec<Reservation>,
     /// Where the run goes; it stays with its owner when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Next>,
@@ -169,7 +180,8 @@ impl<'a> Transition<'a> {
             unset: Vec::new(),
             events: Vec::new(),
             records: Vec::new(),
-            usage: None,
+            settle: Vec::new(),
+            reserve: Vec::new(),
             next: None,
         }
     }
@@ -191,15 +203,45 @@ pub struct NewRecord {
     pub value: String,
 }
 
-/// What was spent, added to the run's and the session's totals.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct UsageDelta {
-    /// Tokens read.
-    pub input_tokens: u64,
-    /// Tokens written.
-    pub output_tokens: u64,
+/// The most that a model call can cost, reserved before it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reservation {
+    /// Names the call within its run.
+    pub call: String,
     /// Millionths of a US dollar.
-    pub cost_micro_usd: u64,
+    pub bound: u64,
+    /// The model.
+    pub model: String,
+}
+
+/// What became of a call that was reserved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Settlement {
+    /// Names the call within its run.
+    pub call: String,
+    /// Millionths of a US dollar; absent when its use is not known, so that its bound counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u64>,
+    /// Tokens read.
+    pub input: u64,
+    /// Of those, read from the provider's cache.
+    pub cached: u64,
+    /// Tokens written.
+    pub output: u64,
+    /// Of those, spent on reasoning.
+    pub reasoning: u64,
+    /// JSON text of the call's audit record; the script adds how it was settled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
+}
+
+/// A reservation for which a budget had no room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverBudget {
+    /// The call.
+    pub call: String,
+    /// Whose budget: `run`, `session`, `key` or `tenant`; empty when that is not known any more.
+    pub scope: String,
 }
 
 /// Where a run goes.
@@ -237,6 +279,8 @@ pub enum Recorded {
         cancel: Option<CancelMode>,
         /// What is to be produced.
         outbox: Vec<OutboxEntry>,
+        /// Calls that must not be made.
+        refused: Vec<OverBudget>,
     },
     /// The run is no longer this owner's, or has ended: only what was spent was recorded.
     Discarded {
@@ -328,10 +372,18 @@ impl Runs {
         let cancel: String = reply.next()?;
         let outbox = reply.outbox(tenant)?;
         match outcome.as_str() {
-            "recorded" => Ok(Recorded::Done {
-                cancel: parse_cancel(&cancel),
-                outbox,
-            }),
+            "recorded" => {
+                let flat: Vec<String> = reply.next()?;
+                let refused = flat.chunks_exact(2).map(|pair| OverBudget {
+                    call: pair[0].clone(),
+                    scope: pair[1].clone(),
+                });
+                Ok(Recorded::Done {
+                    cancel: parse_cancel(&cancel),
+                    outbox,
+                    refused: refused.collect(),
+                })
+            }
             "lost" | "ended" => Ok(Recorded::Discarded { outbox }),
             other => Err(unexpected("record", other)),
         }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{RunId, SessionId, TenantId};
-use crate::llm::Usage;
+use crate::pricing::Usage;
 
 /// What a repeated call of a tool does.
 #[derive(
@@ -76,17 +76,19 @@ pub struct ToolCall {
 pub struct ToolOutput {
     /// The result, which later steps may refer to.
     pub value: Value,
-    /// What a model call inside the tool used.
-    pub usage: Option<ToolUsage>,
+    /// What a model call inside the tool used; unknown when the provider did not say.
+    pub usage: Option<Usage>,
 }
 
-/// Use of a model by a tool.
-#[derive(Debug, Clone)]
-pub struct ToolUsage {
+/// The model call that a tool makes within one of its own: at most one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelUse {
     /// The model.
     pub model: String,
-    /// Its tokens.
-    pub usage: Usage,
+    /// Tokens that it reads at most.
+    pub input_tokens: u64,
+    /// Tokens that it writes at most.
+    pub max_output_tokens: u32,
 }
 
 impl From<Value> for ToolOutput {
@@ -122,6 +124,15 @@ pub struct ToolError {
 }
 
 impl ToolError {
+    /// A rule forbids the call.
+    pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            class: ToolErrorClass::Refused,
+            code,
+            message: message.into(),
+        }
+    }
+
     /// A failure that another attempt would repeat.
     pub fn permanent(code: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -147,6 +158,13 @@ impl ToolError {
 pub trait Tool: Send + Sync {
     /// What is known of the tool.
     fn spec(&self) -> &ToolSpec;
+
+    /// The model call that a call with these arguments makes; it is paid for from the run's budget, so
+    /// that it is reserved before the call.
+    fn model_use(&self, args: &Value) -> Option<ModelUse> {
+        let _ = args;
+        None
+    }
 
     /// Carries out one attempt.
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError>;

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, ToolSpec, ToolUsage, catalogue,
+use super::{ModelUse, Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, ToolSpec, catalogue};
+use crate::llm::{
+    ChatMessage, ChatRequest, LlmClient, LlmError, LlmErrorClass, input_bound_tokens,
 };
-use crate::llm::{ChatMessage, ChatRequest, LlmClient, LlmError, LlmErrorClass};
 
 /// Bytes of the text that the model reads; what is beyond is cut and the answer says so.
 const MAX_TEXT_BYTES: usize = 24_000;
@@ -30,6 +30,20 @@ impl Summarize {
             max_output_tokens,
         }
     }
+
+    /// What the model is asked, and whether the text was cut for it.
+    fn request(&self, args: Value) -> Result<(ChatRequest, bool), serde_json::Error> {
+        let args: Args = serde_json::from_value(args)?;
+        let (text, cut) = text_of(args.text);
+        let request = ChatRequest {
+            model: self.model.clone(),
+            messages: messages(text, args.instruction.as_deref()),
+            functions: Vec::new(),
+            max_output_tokens: self.max_output_tokens,
+            traceparent: None,
+        };
+        Ok((request, cut))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,25 +59,21 @@ impl Tool for Summarize {
         &catalogue::SUMMARIZE
     }
 
+    fn model_use(&self, args: &Value) -> Option<ModelUse> {
+        let (request, _) = self.request(args.clone()).ok()?;
+        Some(ModelUse {
+            input_tokens: input_bound_tokens(&request),
+            max_output_tokens: request.max_output_tokens,
+            model: request.model,
+        })
+    }
+
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError> {
-        let args: Args = serde_json::from_value(call.args)
+        let (request, cut) = self
+            .request(call.args)
             .map_err(|error| ToolError::permanent("invalid_args", error.to_string()))?;
-        let (text, cut) = text_of(args.text);
-        let answer = self
-            .client
-            .chat(ChatRequest {
-                model: self.model.clone(),
-                messages: messages(text, args.instruction.as_deref()),
-                functions: Vec::new(),
-                max_output_tokens: self.max_output_tokens,
-                traceparent: None,
-            })
-            .await
-            .map_err(tool_error)?;
-        let usage = answer.usage.map(|usage| ToolUsage {
-            model: answer.model,
-            usage,
-        });
+        let answer = self.client.chat(request).await.map_err(tool_error)?;
+        let usage = answer.usage;
         let summary = answer.content.unwrap_or_default();
         if summary.trim().is_empty() {
             return Err(ToolError::transient(
@@ -123,7 +133,8 @@ mod tests {
 
     use super::*;
     use crate::ids::{RunId, SessionId};
-    use crate::llm::{ChatAnswer, Usage};
+    use crate::llm::ChatAnswer;
+    use crate::pricing::Usage;
 
     /// Answers once with what it was given and keeps what it was asked.
     struct Scripted {
@@ -203,11 +214,7 @@ mod tests {
         );
         let output = output.unwrap();
         assert_eq!(output.value, json!({"summary": "Short."}));
-        let usage = output.usage.unwrap();
-        assert_eq!(
-            (usage.model.as_str(), usage.usage.input_tokens),
-            ("m-1", 10)
-        );
+        assert_eq!(output.usage.unwrap().input_tokens, 10);
     }
 
     #[tokio::test]

@@ -8,7 +8,9 @@ use futures_util::FutureExt;
 use serde_json::Value;
 use tracing::Instrument;
 
+use super::spending::Spent;
 use crate::ids::{RunId, SessionId, TenantId};
+use crate::llm::is_unbilled;
 use crate::telemetry::labels;
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
@@ -34,6 +36,18 @@ pub(super) struct Attempted {
     pub(super) duration: Duration,
     /// Whether the call was made at all.
     pub(super) called: bool,
+}
+
+impl Attempted {
+    /// What the model call inside the tool used.
+    pub(super) fn spent(&self) -> Spent {
+        match &self.outcome {
+            _ if !self.called => Spent::Nothing,
+            Ok(output) => output.usage.map_or(Spent::Unknown, Spent::Known),
+            Err(error) if is_unbilled(error.code) => Spent::Nothing,
+            Err(_) => Spent::Unknown,
+        }
+    }
 }
 
 impl Attempt {

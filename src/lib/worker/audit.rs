@@ -4,8 +4,9 @@
 use uuid::Uuid;
 
 use super::owned::Owned;
+use super::spending::Cost;
 use crate::messages::{AuditDecision, AuditRecord, SCHEMA_VERSION, Topic};
-use crate::runs::{NewRecord, UsageDelta};
+use crate::runs::NewRecord;
 
 /// One call of a model or a tool.
 #[derive(Debug)]
@@ -14,8 +15,8 @@ pub(super) struct Call<'a> {
     pub(super) action: &'a str,
     /// The model or the tool.
     pub(super) target: &'a str,
-    /// What it used.
-    pub(super) usage: UsageDelta,
+    /// What it cost.
+    pub(super) cost: Cost,
     /// Milliseconds that it took.
     pub(super) duration_ms: u64,
     /// The rule that refused it.
@@ -23,10 +24,26 @@ pub(super) struct Call<'a> {
 }
 
 impl Owned {
-    /// The record of a call.
+    /// The record of a call that a settlement does not tell.
     pub(super) fn audit(&self, call: &Call<'_>) -> Option<NewRecord> {
+        let record = self.audit_record(call);
+        Some(NewRecord {
+            topic: Topic::AuditLogs,
+            key: self.command.spec.tenant.to_string(),
+            id: record.id.clone(),
+            kind: "agenthub.audit".to_owned(),
+            value: serde_json::to_string(&record).ok()?,
+        })
+    }
+
+    /// JSON text of the record of a call.
+    pub(super) fn audit_text(&self, call: &Call<'_>) -> Option<String> {
+        serde_json::to_string(&self.audit_record(call)).ok()
+    }
+
+    fn audit_record(&self, call: &Call<'_>) -> AuditRecord {
         let spec = &self.command.spec;
-        let record = AuditRecord {
+        AuditRecord {
             v: SCHEMA_VERSION,
             id: Uuid::now_v7().to_string(),
             ts: self.context.now_ms(),
@@ -41,9 +58,13 @@ impl Owned {
             run_id: Some(spec.run_id.clone()),
             target: Some(call.target.to_owned()),
             input_hash: None,
-            input_tokens: call.usage.input_tokens,
-            output_tokens: call.usage.output_tokens,
-            cost_micro_usd: call.usage.cost_micro_usd,
+            input_tokens: call.cost.input_tokens,
+            output_tokens: call.cost.output_tokens,
+            cost_micro_usd: call.cost.micro_usd,
+            call: None,
+            settlement: None,
+            delta_micro_usd: None,
+            month: None,
             ip: None,
             trace_id: spec
                 .traceparent
@@ -56,13 +77,6 @@ impl Owned {
                 AuditDecision::Allowed
             },
             rule: call.refused_by.map(str::to_owned),
-        };
-        Some(NewRecord {
-            topic: Topic::AuditLogs,
-            key: spec.tenant.to_string(),
-            id: record.id.clone(),
-            kind: "agenthub.audit".to_owned(),
-            value: serde_json::to_string(&record).ok()?,
-        })
+        }
     }
 }

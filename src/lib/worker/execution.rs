@@ -8,17 +8,19 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::attempt::{Attempt, Attempted};
 use super::lease::Signal;
 use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
+use super::spending::{Bounded, Unpriced};
 use crate::config::Settings;
 use crate::executor::schedule::Outcome;
 use crate::messages::{Command, EventType};
 use crate::plan::{CheckedPlan, Plan};
+use crate::pricing::Prices;
 use crate::privacy::DataKey;
 use crate::runs::{
     Begin, CancelMode, NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition,
@@ -32,6 +34,23 @@ pub struct Execution {
     tools: Arc<ToolRegistry>,
     settings: Arc<Settings>,
     masker: Arc<crate::privacy::mask::Masker>,
+}
+
+/// What executing a run begins with.
+pub(super) struct Prepared {
+    /// The plan, or why it cannot be read.
+    plan: Result<CheckedPlan, String>,
+    /// The steps that are begun with the acquire.
+    first: Vec<FirstStep>,
+}
+
+/// A step that is begun with the acquire.
+struct FirstStep {
+    id: String,
+    tool: String,
+    args: Value,
+    /// The model call that it makes.
+    call: Option<Bounded>,
 }
 
 /// What happens next in a run.
@@ -55,11 +74,41 @@ impl Execution {
         }
     }
 
-    /// The stage's first events. Steps that may start at once are begun with it, so that a run of one
-    /// step needs no further transition before its call; not those whose effects must be on Kafka
-    /// before the call.
-    pub(super) fn begin(&self, command: &Command, key: &DataKey, now_ms: u64) -> Begin {
-        let Ok(plan) = open_plan(command, key) else {
+    /// Reads the plan, and finds the steps that may be begun with the acquire, so that a run of one step
+    /// needs no further transition before its call; not those whose effects must be on Kafka before the
+    /// call, and not those that a model must be paid for whose price is not known.
+    pub(super) fn prepare(&self, command: &Command, key: &DataKey, prices: &Prices) -> Prepared {
+        let plan = open_plan(command, key);
+        let mut first = Vec::new();
+        for (index, step) in plan.iter().flat_map(|plan| plan.steps().iter().enumerate()) {
+            let waits = plan
+                .as_ref()
+                .is_ok_and(|plan| !plan.dependencies(index).is_empty());
+            // What a retry takes over is known to the journal alone.
+            let taken_over = command.spec.retry_of.is_some();
+            if waits || taken_over || effects(&step.tool) == Effects::Unsafe {
+                continue;
+            }
+            let limit = self.settings.max_args_bytes.0;
+            let Ok(args) = crate::plan::reference::resolve(&step.args, &|_| None, limit) else {
+                continue;
+            };
+            let Ok(call) = self.bound(prices, &step.id, 1, &step.tool, &args) else {
+                continue;
+            };
+            first.push(FirstStep {
+                id: step.id.clone(),
+                tool: step.tool.clone(),
+                args,
+                call,
+            });
+        }
+        Prepared { plan, first }
+    }
+
+    /// The stage's first events, and the steps that are begun with it.
+    pub(super) fn begin(&self, prepared: &Prepared, now_ms: u64) -> Begin {
+        let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };
         let mut begin = Begin {
@@ -71,25 +120,15 @@ impl Execution {
                 attempt: None,
                 state: None,
             }],
+            reserve: Vec::new(),
         };
-        let first = plan
-            .steps()
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| plan.dependencies(*i).is_empty());
-        for (_, step) in first.filter(|(_, step)| effects(&step.tool) != Effects::Unsafe) {
-            let args = crate::plan::reference::resolve(
-                &step.args,
-                &|_| None,
-                self.settings.max_args_bytes.0,
-            );
-            let Ok(args) = args else { continue };
+        for step in &prepared.first {
             let entry = StepEntry::begun(&step.tool, 1, now_ms);
             begin.set.insert(
                 format!("s:{}", step.id),
                 serde_json::to_string(&entry).unwrap_or_default(),
             );
-            let args = self.masker.json(&args);
+            let args = self.masker.json(&step.args);
             begin.events.push(NewEvent {
                 event_type: EventType::StepStarted,
                 data: json!({ "tool": step.tool, "args": &*args }).to_string(),
@@ -97,12 +136,38 @@ impl Execution {
                 attempt: Some(1),
                 state: None,
             });
+            begin
+                .reserve
+                .extend(step.call.iter().map(Bounded::reservation));
         }
         begin
     }
 
-    pub(super) async fn carry_out(&self, run: Owned) {
-        let plan = match open_plan(&run.command, &run.key) {
+    /// The bound of the model call that an attempt of a step makes, where its tool makes one.
+    pub(super) fn bound(
+        &self,
+        prices: &Prices,
+        step: &str,
+        attempt: u32,
+        tool: &str,
+        args: &Value,
+    ) -> Result<Option<Bounded>, Unpriced> {
+        let tool = self.tools.get(tool);
+        let Some(wanted) = tool.and_then(|tool| tool.model_use(args)) else {
+            return Ok(None);
+        };
+        Bounded::new(
+            prices,
+            format!("{step}.{attempt}"),
+            &wanted.model,
+            wanted.input_tokens,
+            wanted.max_output_tokens,
+        )
+        .map(Some)
+    }
+
+    pub(super) async fn carry_out(&self, run: Owned, prepared: Prepared) {
+        let plan = match prepared.plan {
             Ok(plan) => plan,
             Err(message) => {
                 let data = run.context.failure("invalid_plan", &message);
@@ -118,7 +183,8 @@ impl Execution {
                 return run.finish(transition).await;
             }
         };
-        let progress = match Progress::new(&run, &plan) {
+        let first = prepared.first.into_iter().filter_map(|step| step.call);
+        let progress = match Progress::new(&run, &plan, self, first) {
             Ok(progress) => progress,
             Err(message) => {
                 tracing::error!(message, "the run's journal does not open");
@@ -183,7 +249,7 @@ impl Carrying<'_> {
                         .ended(&mut transition, *attempted, settings.max_attempts)
                     {
                         After::Wait { step, after } => {
-                            if after > super::planning::PARK_BEYOND
+                            if after > super::model_call::PARK_BEYOND
                                 && self.running.is_empty()
                                 && self.due.is_empty()
                             {
@@ -284,6 +350,13 @@ impl Carrying<'_> {
                 }
                 true
             }
+            Standing::OverBudget(refused) => {
+                self.progress.refuse(&refused);
+                for step in &begun {
+                    self.start(step);
+                }
+                true
+            }
             Standing::Cancel(mode) => {
                 let mut transition = self.run.transition();
                 // Declared and not called: it is as if they had not begun.
@@ -305,7 +378,7 @@ impl Carrying<'_> {
         self.running.push(Box::pin(attempt.carry_out()));
     }
 
-    fn attempt(&self, step_id: &str) -> Option<Attempt> {
+    fn attempt(&mut self, step_id: &str) -> Option<Attempt> {
         let step = self.progress.step(step_id)?;
         let settings = &self.execution.settings;
         let tool = self.execution.tools.get(&step.tool).cloned();
@@ -323,7 +396,7 @@ impl Carrying<'_> {
             step_id: step_id.to_owned(),
             tool_name: step.tool.clone(),
             number: self.progress.attempts(step_id),
-            args: self.progress.resolve(step, settings.max_args_bytes.0),
+            args: self.progress.args(step, settings.max_args_bytes.0),
             limit: limit.min(self.run.longest_call()),
             max_output_bytes: settings.max_output_bytes.0,
             tenant: self.run.command.spec.tenant.clone(),

@@ -11,9 +11,11 @@ mod context;
 mod dead_letters;
 mod execution;
 mod lease;
+mod model_call;
 mod owned;
 mod planning;
 mod progress;
+mod spending;
 mod sweeper;
 mod telling;
 
@@ -35,8 +37,9 @@ use self::owned::{Owned, new_owner};
 use crate::ids::TenantId;
 use crate::kafka::{Ack, Handler, Incoming};
 use crate::messages::{Command, CommandKind, FailureClass, OnConflict};
+use crate::pricing::Prices;
 use crate::privacy::DataKey;
-use crate::runs::{Acquire, Acquired, Begin, Next, Outcome, RunStatus};
+use crate::runs::{Acquire, Acquired, Begin, Next, Outcome, OverBudget, RunStatus};
 use crate::store::StoreError;
 use crate::telemetry::TraceContext;
 
@@ -61,18 +64,40 @@ impl Work {
         }
     }
 
-    /// What the stage begins with, as far as the command alone tells.
-    fn begin(&self, command: &Command, key: &DataKey, now_ms: u64) -> Begin {
+    /// Reads the command as far as that needs nothing of the ledger.
+    fn prepare(&self, command: &Command, key: &DataKey, prices: &Prices) -> Prepared<'_> {
         match self {
-            Self::Plan(planning) => planning.begin(command),
-            Self::Execute(execution) => execution.begin(command, key, now_ms),
+            Self::Plan(planning) => {
+                let prepared = planning.prepare(command, key, prices);
+                Prepared::Plan(planning, Box::new(prepared))
+            }
+            Self::Execute(execution) => {
+                let prepared = execution.prepare(command, key, prices);
+                Prepared::Execute(execution, Box::new(prepared))
+            }
+        }
+    }
+}
+
+/// A command as its worker reads it.
+enum Prepared<'w> {
+    Plan(&'w Planning, Box<planning::Prepared>),
+    Execute(&'w Execution, Box<execution::Prepared>),
+}
+
+impl Prepared<'_> {
+    /// What the stage begins with.
+    fn begin(&self, command: &Command, now_ms: u64) -> Begin {
+        match self {
+            Self::Plan(planning, prepared) => planning.begin(command, prepared),
+            Self::Execute(execution, prepared) => execution.begin(prepared, now_ms),
         }
     }
 
-    async fn carry_out(&self, run: Owned) {
+    async fn carry_out(self, run: Owned) {
         match self {
-            Self::Plan(planning) => planning.carry_out(run).await,
-            Self::Execute(execution) => execution.carry_out(run).await,
+            Self::Plan(planning, prepared) => planning.carry_out(run, *prepared).await,
+            Self::Execute(execution, prepared) => execution.carry_out(run, *prepared).await,
         }
     }
 }
@@ -93,9 +118,10 @@ impl Worker {
     async fn take_up(&self, record: &Incoming, command: Command, ack: Ack) {
         let spec = &command.spec;
         let (tenant, run_id) = (spec.tenant.clone(), spec.run_id.clone());
-        let Some((owner, mut acquired)) = self.acquire(&command).await else {
+        let Some(taking) = self.acquire(&command).await else {
             return; // stopping: the record stays uncommitted
         };
+        let (owner, mut acquired) = (taking.owner, taking.acquired);
         let outcome = acquired.outcome;
         metrics::counter!("agenthub_acquires_total", "stage" => command.kind.as_str(), "outcome" => name(outcome))
             .increment(1);
@@ -115,7 +141,8 @@ impl Worker {
                 return ack.done();
             }
         }
-        let Some(run) = Owned::new(self.context.clone(), command, owner, acquired) else {
+        let run = Owned::new(self.context.clone(), command, owner, acquired);
+        let (Some(run), Some(prepared)) = (run, taking.prepared) else {
             // The session was erased between the acquire and now; so was the run.
             return ack.done();
         };
@@ -133,7 +160,7 @@ impl Worker {
                 .record(to_f64(waited));
         }
         tracing::debug!(%run_id, outcome = name(outcome), "taken up");
-        let work = self.work.carry_out(run);
+        let work = prepared.carry_out(run);
         tokio::pin!(work);
         tokio::select! {
             () = &mut work => return ack.done(),
@@ -143,18 +170,23 @@ impl Worker {
     }
 
     /// Takes the run up. Waits as long as Redis is away: `None` when the process is told to stop.
-    async fn acquire(&self, command: &Command) -> Option<(String, Acquired)> {
+    async fn acquire(&self, command: &Command) -> Option<Taking<'_>> {
         let spec = &command.spec;
         let context = &self.context;
         let owner = new_owner();
+        let mut prepared = None;
         let text = serde_json::to_string(spec).ok()?;
         let mut delays = reconnect_delays();
         loop {
             let attempt = async {
-                let begin = match context.data_key(&spec.tenant, &spec.session_id).await? {
-                    Some(key) => self.work.begin(command, &key, context.now_ms()),
-                    None => Begin::default(), // erased: the script will say so
-                };
+                if prepared.is_none() {
+                    let key = context.data_key(&spec.tenant, &spec.session_id).await?;
+                    prepared = key.map(|key| self.work.prepare(command, &key, &context.prices));
+                }
+                // Without a key the session is erased: the script will say so.
+                let begin = prepared.as_ref().map_or_else(Begin::default, |prepared| {
+                    prepared.begin(command, context.now_ms())
+                });
                 let acquire = Acquire {
                     run: &spec.run_id,
                     session: &spec.session_id,
@@ -170,17 +202,30 @@ impl Worker {
                     deadline: spec.deadline_ms,
                     parallel: spec.on_conflict == OnConflict::Parallel,
                     traceparent: spec.traceparent.as_deref(),
+                    key_id: &spec.key_id,
+                    budget: spec.max_cost_micro_usd,
+                    retry_of: spec.retry_of.as_ref(),
                     begin,
                 };
                 context.runs.acquire(&spec.tenant, &acquire).await
             };
             match attempt.await {
-                Ok(acquired) => return Some((owner, acquired)),
+                Ok(acquired) => {
+                    return Some(Taking {
+                        owner,
+                        acquired,
+                        prepared,
+                    });
+                }
                 Err(error) => tracing::warn!(%error, "the run could not be taken up; trying again"),
             }
             if context.now_ms() > spec.deadline_ms {
                 // Its timer ends the run; waiting any longer would only hold its partition.
-                return Some((owner, Acquired::expired()));
+                return Some(Taking {
+                    owner,
+                    acquired: Acquired::expired(),
+                    prepared,
+                });
             }
             tokio::select! {
                 () = context.stopping.cancelled() => return None,
@@ -212,6 +257,13 @@ impl Worker {
         });
         run.finish(transition).await;
     }
+}
+
+/// The ledger's answer to a worker that would take a run up.
+struct Taking<'w> {
+    owner: String,
+    acquired: Acquired,
+    prepared: Option<Prepared<'w>>,
 }
 
 #[async_trait]
@@ -283,6 +335,14 @@ fn name(outcome: Outcome) -> &'static str {
         Outcome::Stale => "stale",
         Outcome::Ended => "ended",
         Outcome::Expired => "expired",
+    }
+}
+
+/// Why a call that a budget has no room for is not made.
+fn over_budget(refused: Option<&OverBudget>) -> String {
+    match refused.map(|refused| refused.scope.as_str()) {
+        None | Some("") => "a budget has no room for the call".to_owned(),
+        Some(scope) => format!("the budget of the {scope} has no room for the call"),
     }
 }
 

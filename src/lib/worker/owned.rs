@@ -12,7 +12,9 @@ use super::{WorkerContext, reconnect_delays};
 use crate::kafka::Acknowledged;
 use crate::messages::Command;
 use crate::privacy::DataKey;
-use crate::runs::{Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, Recorded, Transition};
+use crate::runs::{
+    Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, OverBudget, Recorded, Transition,
+};
 use crate::telemetry::labels;
 
 /// Time for a sweeper to end a run whose deadline has come, and for clocks that differ.
@@ -26,10 +28,12 @@ pub(super) fn new_owner() -> String {
 }
 
 /// What a worker learns from recording.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Standing {
     /// The run is still its own.
     Owned,
+    /// It is, but these calls must not be made: a budget has no room for them.
+    OverBudget(Vec<OverBudget>),
     /// It is, and a client asked for its end.
     Cancel(CancelMode),
     /// It is not: nothing but what was spent was recorded.
@@ -124,9 +128,13 @@ impl Owned {
     /// long as Redis is away.
     pub(super) async fn record(&self, transition: Transition<'_>) -> Standing {
         match self.write(&transition).await {
-            Recorded::Done { cancel, outbox } => {
+            Recorded::Done {
+                cancel,
+                outbox,
+                refused,
+            } => {
                 self.produce_behind(outbox);
-                cancel.map_or(Standing::Owned, Standing::Cancel)
+                standing(cancel, refused)
             }
             Recorded::Discarded { outbox } => {
                 self.produce_behind(outbox);
@@ -135,12 +143,23 @@ impl Owned {
         }
     }
 
+    /// Records what was spent on a run that is not this worker's any more.
+    pub(super) async fn record_spending(&self, transition: Transition<'_>) {
+        if transition.settle.is_empty() {
+            self.not_recorded(transition);
+        } else {
+            self.record(transition).await;
+        }
+    }
+
     /// As [`Owned::record`], but what was put into the outbox is on Kafka when this returns.
     pub(super) async fn record_durably(&self, transition: Transition<'_>) -> Standing {
         let (outbox, standing) = match self.write(&transition).await {
-            Recorded::Done { cancel, outbox } => {
-                (outbox, cancel.map_or(Standing::Owned, Standing::Cancel))
-            }
+            Recorded::Done {
+                cancel,
+                outbox,
+                refused,
+            } => (outbox, standing(cancel, refused)),
             Recorded::Discarded { outbox } => (outbox, Standing::Lost),
         };
         let mut delays = reconnect_delays();
@@ -272,6 +291,14 @@ impl Drop for Owned {
         self.context
             .outbox
             .forget(&self.command.spec.tenant, left.collect());
+    }
+}
+
+fn standing(cancel: Option<CancelMode>, refused: Vec<OverBudget>) -> Standing {
+    match cancel {
+        Some(mode) => Standing::Cancel(mode),
+        None if refused.is_empty() => Standing::Owned,
+        None => Standing::OverBudget(refused),
     }
 }
 

@@ -2,31 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rand::RngExt;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tracing::Instrument;
 
-use super::audit::Call;
 use super::lease::Signal;
+use super::model_call::{self, Answered, ModelCalls, Unanswered, Why};
 use super::owned::Owned;
+use super::spending::{Bounded, Cost};
 use crate::config::Settings;
-use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
-use crate::llm::{ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass};
+use crate::llm::{ChatAnswer, ChatRequest, LlmClient};
 use crate::messages::{Command, EventType, RunKind};
 use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
 use crate::planner::{plan_of, prompt};
-use crate::runs::{Begin, CancelMode, ModelCall, NewEvent, Next, RunStatus, Transition};
-use crate::telemetry::labels;
-use crate::tools::{Effects, ToolErrorClass, catalogue};
+use crate::pricing::Prices;
+use crate::privacy::DataKey;
+use crate::runs::{Begin, ModelCall, NewEvent, Next, RunStatus, Transition};
+use crate::tools::catalogue;
 
 /// Model calls that planning one run may take, failed ones included.
 const MAX_CALLS: u32 = 10;
-/// A wait beyond this holds no worker: the run is parked.
-pub(super) const PARK_BEYOND: Duration = Duration::from_secs(30);
 
 /// Plans.
 pub struct Planning {
@@ -40,16 +35,12 @@ impl std::fmt::Debug for Planning {
     }
 }
 
-/// How a call, or the wait before it, ended without an answer.
-enum NoAnswer {
-    /// It failed for good.
-    Failed { code: &'static str, message: String },
-    /// The next attempt is far off.
-    Park { after: Duration },
-    /// A client asked for the run's end.
-    Cancelled,
-    /// The run is not this worker's any more.
-    Lost,
+/// What planning a run begins with.
+pub(super) struct Prepared {
+    /// The first request, or why there can be none.
+    request: Result<ChatRequest, String>,
+    /// The bound of the first call, where its model has a price.
+    first: Option<Bounded>,
 }
 
 impl Planning {
@@ -58,7 +49,15 @@ impl Planning {
         Self { llm, settings }
     }
 
-    pub(super) fn begin(&self, command: &Command) -> Begin {
+    /// Builds the first request and bounds what it can cost.
+    pub(super) fn prepare(&self, command: &Command, key: &DataKey, prices: &Prices) -> Prepared {
+        let request = self.first_request(command, key);
+        let first = request.as_ref().ok();
+        let first = first.and_then(|request| model_call::bound(prices, 1, request).ok());
+        Prepared { request, first }
+    }
+
+    pub(super) fn begin(&self, command: &Command, prepared: &Prepared) -> Begin {
         let model = command.spec.model.as_ref().unwrap_or(&self.settings.model);
         let event = NewEvent {
             event_type: EventType::PlanStarted,
@@ -70,35 +69,38 @@ impl Planning {
         Begin {
             set: BTreeMap::new(),
             events: vec![event],
+            reserve: prepared.first.iter().map(Bounded::reservation).collect(),
         }
     }
 
-    pub(super) async fn carry_out(&self, run: Owned) {
-        let original = match self.first_request(&run) {
+    pub(super) async fn carry_out(&self, run: Owned, prepared: Prepared) {
+        let original = match prepared.request {
             Ok(request) => request,
             Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
         };
-        let mut request = original.clone();
-        let mut calls = u32::try_from(run.fields.number("calls")).unwrap_or(MAX_CALLS);
+        let mut calls = ModelCalls::new(&run, &self.llm, &self.settings, MAX_CALLS, prepared.first);
+        let mut request = None;
         let mut repairs = 0;
         // Answers that an earlier owner recorded are not asked for again.
         let mut recorded = run.fields.journal().model_calls.into_values();
         let mut signal = run.signal();
+        let mut transition = run.transition();
         loop {
-            let (answer, mut transition) = match recorded.next() {
-                Some(call) => match open_answer(&run, &call) {
-                    Ok(answer) => (answer, run.transition()),
-                    Err(message) => {
-                        return fail(&run, run.transition(), "invalid_run", &message).await;
+            let (answer, cost) = if let Some(call) = recorded.next() {
+                match open_answer(&run, &call) {
+                    Ok(answer) => (answer, Cost::default()),
+                    Err(message) => return fail(&run, transition, "invalid_run", &message).await,
+                }
+            } else {
+                let request = request.as_ref().unwrap_or(&original);
+                match calls.ask(request, transition, &mut signal).await {
+                    Ok(mut answered) => {
+                        Self::journal(&run, &mut answered);
+                        transition = answered.transition;
+                        (answered.answer, answered.cost)
                     }
-                },
-                None => match self.ask(&run, &request, &mut calls, &mut signal).await {
-                    Ok((answer, took)) => {
-                        let transition = Self::journal(&run, &answer, took, repairs + 1);
-                        (answer, transition)
-                    }
-                    Err(no_answer) => return stop(&run, no_answer, calls).await,
-                },
+                    Err(unanswered) => return stop(&run, unanswered).await,
+                }
             };
             let outcome = self.plan(&run, &answer);
             if matches!(*signal.borrow_and_update(), Signal::Cancel(_)) {
@@ -106,25 +108,23 @@ impl Planning {
                 return run.finish(transition).await;
             }
             match outcome {
-                Ok(plan) => return Self::accept(&run, &answer, &plan, transition).await,
+                Ok(plan) => return Self::accept(&run, &answer, cost, &plan, transition).await,
                 Err(problems) => {
-                    let left = MAX_CALLS.saturating_sub(calls);
-                    if repair::after_refusal(repairs, left) == AfterRefusal::GiveUp {
+                    if repair::after_refusal(repairs, calls.left()) == AfterRefusal::GiveUp {
                         let message = describe(&problems);
                         return fail(&run, transition, "plan_rejected", &message).await;
                     }
                     tracing::info!(problems = %describe(&problems), "the plan was refused; asking again");
                     repairs += 1;
-                    request = repair::request(&original, &answer, &problems);
-                    run.record(transition).await;
+                    request = Some(repair::request(&original, &answer, &problems));
                 }
             }
         }
     }
 
-    fn first_request(&self, run: &Owned) -> Result<ChatRequest, String> {
-        let spec = &run.command.spec;
-        let open = |sealed| run.key.open(sealed).map_err(|e| e.to_string());
+    fn first_request(&self, command: &Command, key: &DataKey) -> Result<ChatRequest, String> {
+        let spec = &command.spec;
+        let open = |sealed| key.open(sealed).map_err(|e| e.to_string());
         let goal = spec.goal.as_ref().ok_or("the run has no goal")?;
         let goal = String::from_utf8(open(goal)?).map_err(|_| "the goal is not text")?;
         let context: Option<Value> = match &spec.context {
@@ -144,22 +144,20 @@ impl Planning {
             goal: &goal,
             context: context.as_ref(),
             tools: &tools,
-            max_steps: self.max_steps(run),
+            max_steps: self.max_steps(command),
             model: spec.model.as_ref().unwrap_or(&self.settings.model),
             max_output_tokens: self.settings.llm_max_output_tokens,
             traceparent: spec.traceparent.as_deref(),
         }))
     }
 
-    fn max_steps(&self, run: &Owned) -> usize {
-        self.settings
-            .max_steps
-            .min(run.command.spec.max_steps as usize)
+    fn max_steps(&self, command: &Command) -> usize {
+        self.settings.max_steps.min(command.spec.max_steps as usize)
     }
 
     fn plan(&self, run: &Owned, answer: &ChatAnswer) -> Result<CheckedPlan, Vec<PlanProblem>> {
         let limits = PlanLimits {
-            max_steps: self.max_steps(run),
+            max_steps: self.max_steps(&run.command),
             max_plan_depth: self.settings.max_plan_depth,
             max_args_bytes: self.settings.max_args_bytes.0,
             allow_answer: true,
@@ -172,153 +170,31 @@ impl Planning {
         plan_of(answer, &limits, &rules)
     }
 
-    /// Asks the model, again after failures that another attempt may not repeat.
-    async fn ask(
-        &self,
-        run: &Owned,
-        request: &ChatRequest,
-        calls: &mut u32,
-        signal: &mut watch::Receiver<Signal>,
-    ) -> Result<(ChatAnswer, Duration), NoAnswer> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            *calls += 1;
-            let started = Instant::now();
-            let outcome = self.call(run, request, signal).await?;
-            let took = started.elapsed();
-            let result = if outcome.is_ok() { "ok" } else { "error" };
-            let model = labels::model(&request.model);
-            metrics::counter!("agenthub_llm_calls_total", "model" => model.clone(), "outcome" => result)
-                .increment(1);
-            metrics::histogram!("agenthub_llm_duration_ms", "model" => model)
-                .record(took.as_secs_f64() * 1000.0);
-            let error = match outcome {
-                Ok(answer) => return Ok((answer, took)),
-                Err(error) => error,
-            };
-            tracing::warn!(code = error.code, attempt, "the model call failed");
-            let class = match error.class {
-                LlmErrorClass::Transient { retry_after } => {
-                    ToolErrorClass::Transient { retry_after }
-                }
-                LlmErrorClass::Permanent => ToolErrorClass::Permanent,
-            };
-            let decision = decide(&FailedAttempt {
-                class,
-                effects: Effects::None,
-                may_have_arrived: true,
-                attempt,
-                max_attempts: self
-                    .settings
-                    .max_attempts
-                    .min(attempt + MAX_CALLS.saturating_sub(*calls)),
-                remaining: Duration::from_millis(run.remaining_ms()),
-                chance: rand::rng().random(),
-            });
-            match decision {
-                RetryDecision::Retry { after } if after > PARK_BEYOND => {
-                    return Err(NoAnswer::Park { after });
-                }
-                RetryDecision::Retry { after } => wait(after, signal).await?,
-                RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown => {
-                    return Err(NoAnswer::Failed {
-                        code: error.code,
-                        message: error.message,
-                    });
-                }
-            }
-        }
-    }
-
-    /// One attempt. A graceful cancellation lets it end; a forced one drops it.
-    async fn call(
-        &self,
-        run: &Owned,
-        request: &ChatRequest,
-        signal: &mut watch::Receiver<Signal>,
-    ) -> Result<Result<ChatAnswer, LlmError>, NoAnswer> {
-        let limit = self
-            .settings
-            .llm_timeout_ms
-            .duration()
-            .min(run.longest_call());
-        // Names of the OpenTelemetry semantic conventions for generative AI.
-        let span = tracing::info_span!(
-            "chat",
-            otel.name = %format!("chat {}", request.model),
-            otel.kind = "client",
-            gen_ai.operation.name = "chat",
-            gen_ai.request.model = %request.model,
-        );
-        let call = self.llm.chat(request.clone()).instrument(span);
-        let call = tokio::time::timeout(limit, call);
-        tokio::pin!(call);
-        loop {
-            tokio::select! {
-                answer = &mut call => {
-                    return Ok(answer.unwrap_or_else(|_| Err(LlmError {
-                        class: LlmErrorClass::Transient { retry_after: None },
-                        code: "llm_timeout",
-                        message: "the model did not answer in time".to_owned(),
-                    })));
-                }
-                changed = signal.changed() => {
-                    changed.map_err(|_| NoAnswer::Lost)?;
-                    match *signal.borrow() {
-                        Signal::Lost => return Err(NoAnswer::Lost),
-                        Signal::Cancel(CancelMode::Force) => return Err(NoAnswer::Cancelled),
-                        Signal::Cancel(CancelMode::Graceful) | Signal::Owned => {}
-                    }
-                }
-            }
-        }
-    }
-
-    /// The transition that records an answer and what it used.
-    fn journal<'r>(
-        run: &'r Owned,
-        answer: &ChatAnswer,
-        took: Duration,
-        number: u32,
-    ) -> Transition<'r> {
-        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let usage = run.settle(&answer.model, answer.usage);
+    /// Puts an answer into the journal.
+    fn journal(run: &Owned, answered: &mut Answered<'_>) {
         let call = ModelCall {
-            model: answer.model.clone(),
-            usage: answer.usage,
-            cost_micro_usd: usage.cost_micro_usd,
-            duration_ms,
+            model: answered.answer.model.clone(),
+            usage: answered.answer.usage,
+            cost_micro_usd: answered.cost.micro_usd,
+            duration_ms: u64::try_from(answered.took.as_millis()).unwrap_or(u64::MAX),
             answer: run
                 .key
-                .seal(&serde_json::to_vec(answer).unwrap_or_default()),
+                .seal(&serde_json::to_vec(&answered.answer).unwrap_or_default()),
         };
-        let mut transition = run.transition();
-        transition.set.insert(
-            format!("m:{number}"),
+        answered.transition.set.insert(
+            format!("m:{}", answered.number),
             serde_json::to_string(&call).unwrap_or_default(),
         );
-        transition.usage = Some(usage);
-        transition.progress = true;
-        let call = Call {
-            action: "model_call",
-            target: &answer.model,
-            usage,
-            duration_ms,
-            refused_by: None,
-        };
-        transition.records.extend(run.audit(&call));
-        transition
     }
 
     async fn accept(
         run: &Owned,
         answer: &ChatAnswer,
+        cost: Cost,
         plan: &CheckedPlan,
         mut transition: Transition<'_>,
     ) {
         let plan = plan.plan();
-        let usage = transition.usage.unwrap_or_default();
         let value = serde_json::to_value(plan).unwrap_or_default();
         let sealed = run.key.seal(value.to_string().as_bytes());
         transition.events.push(NewEvent {
@@ -326,9 +202,9 @@ impl Planning {
             data: run.told(&json!({
                 "plan": value,
                 "model": answer.model,
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "cost_micro_usd": usage.cost_micro_usd,
+                "input_tokens": cost.input_tokens,
+                "output_tokens": cost.output_tokens,
+                "cost_micro_usd": cost.micro_usd,
             })),
             step: None,
             attempt: None,
@@ -362,39 +238,24 @@ impl Planning {
     }
 }
 
-async fn wait(time: Duration, signal: &mut watch::Receiver<Signal>) -> Result<(), NoAnswer> {
-    let end = tokio::time::Instant::now() + time;
-    loop {
-        match *signal.borrow_and_update() {
-            Signal::Owned => {}
-            Signal::Cancel(_) => return Err(NoAnswer::Cancelled),
-            Signal::Lost => return Err(NoAnswer::Lost),
-        }
-        tokio::select! {
-            () = tokio::time::sleep_until(end) => return Ok(()),
-            changed = signal.changed() => changed.map_err(|_| NoAnswer::Lost)?,
-        }
-    }
-}
-
-async fn stop(run: &Owned, no_answer: NoAnswer, calls: u32) {
-    let mut transition = run.transition();
-    match no_answer {
-        NoAnswer::Failed { code, message } => fail(run, transition, code, &message).await,
-        NoAnswer::Park { after } => {
-            let wake_at = run
-                .context
-                .now_ms()
-                .saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-            transition.set.insert("calls".to_owned(), calls.to_string());
+async fn stop(run: &Owned, unanswered: Unanswered<'_>) {
+    let mut transition = unanswered.transition;
+    match unanswered.why {
+        Why::Failed { code, message } => fail(run, transition, code, &message).await,
+        Why::Park { after } => {
+            let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            let wake_at = run.context.now_ms().saturating_add(after);
             transition.next = Some(Next::Park { wake_at });
             run.finish(transition).await;
         }
-        NoAnswer::Cancelled => {
+        Why::Cancelled => {
             transition.next = Some(cancelled());
             run.finish(transition).await;
         }
-        NoAnswer::Lost => tracing::info!("the run is not this worker's any more"),
+        Why::Lost => {
+            tracing::info!("the run is not this worker's any more");
+            run.record_spending(transition).await;
+        }
     }
 }
 

@@ -6,14 +6,16 @@ use std::time::Duration;
 use rand::RngExt;
 use serde_json::{Value, json};
 
+use super::Execution;
 use super::attempt::Attempted;
 use super::audit::Call;
 use super::owned::Owned;
+use super::spending::{Bounded, Cost};
 use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
 use crate::executor::schedule::{Outcome, Schedule, StepState};
 use crate::messages::EventType;
 use crate::plan::{CheckedPlan, Step, reference};
-use crate::runs::{NewEvent, StepEntry, StepStatus, Transition, UsageDelta};
+use crate::runs::{NewEvent, OverBudget, StepEntry, StepStatus, Transition};
 use crate::tools::{Effects, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// What follows the end of an attempt.
@@ -40,11 +42,22 @@ pub(super) struct Progress<'a> {
     begun: Vec<String>,
     /// Failures so far, to tell which came first.
     failures: u64,
+    execution: &'a Execution,
+    /// The model calls that the running attempts make, by step.
+    calls: BTreeMap<String, Bounded>,
+    /// Steps that were begun and whose call must not be made.
+    refused: BTreeMap<String, ToolError>,
 }
 
 impl<'a> Progress<'a> {
     /// From the run's journal. An error means that a recorded output does not open.
-    pub(super) fn new(run: &'a Owned, plan: &'a CheckedPlan) -> Result<Self, String> {
+    /// `first` are the model calls of the steps that the acquire was to begin.
+    pub(super) fn new(
+        run: &'a Owned,
+        plan: &'a CheckedPlan,
+        execution: &'a Execution,
+        first: impl Iterator<Item = Bounded>,
+    ) -> Result<Self, String> {
         let entries = run.fields.journal().steps;
         let mut outputs = BTreeMap::new();
         for (id, entry) in &entries {
@@ -77,6 +90,12 @@ impl<'a> Progress<'a> {
             outputs,
             begun: Vec::new(),
             failures: run.context.now_ms(),
+            execution,
+            calls: first
+                .filter(|call| run.fresh && run.fields.is_open(&call.call))
+                .filter_map(|call| Some((call.call.rsplit_once('.')?.0.to_owned(), call)))
+                .collect(),
+            refused: BTreeMap::new(),
         })
     }
 
@@ -160,8 +179,29 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// The arguments of a step's attempt, or why it must not be made.
+    pub(super) fn args(&mut self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
+        match self.refused.remove(&step.id) {
+            Some(error) => Err(error),
+            None => self.resolve(step, max_bytes),
+        }
+    }
+
+    /// Budgets had no room for these calls of steps that were begun.
+    pub(super) fn refuse(&mut self, calls: &[OverBudget]) {
+        for over in calls {
+            let Some((step, _)) = over.call.rsplit_once('.') else {
+                continue;
+            };
+            self.calls.remove(step);
+            let message = super::over_budget(Some(over));
+            let error = ToolError::refused("budget_exceeded", message);
+            self.refused.insert(step.to_owned(), error);
+        }
+    }
+
     /// A step's arguments, references replaced by what earlier steps gave.
-    pub(super) fn resolve(&self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
+    fn resolve(&self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
         reference::resolve(&step.args, &|id| self.outputs.get(id), max_bytes)
             .map_err(|error| ToolError::permanent("unresolved_reference", error.to_string()))
     }
@@ -198,6 +238,21 @@ impl<'a> Progress<'a> {
         let args = self
             .resolve(step, self.run.context.settings.max_args_bytes.0)
             .unwrap_or(Value::Null);
+        let prices = &self.run.context.prices;
+        let call = self
+            .execution
+            .bound(prices, id, entry.attempts, &step.tool, &args);
+        match call {
+            Ok(None) => {}
+            Ok(Some(call)) => {
+                transition.reserve.push(call.reservation());
+                self.calls.insert(id.to_owned(), call);
+            }
+            Err(unpriced) => {
+                let error = ToolError::refused("model_unpriced", unpriced.to_string());
+                self.refused.insert(id.to_owned(), error);
+            }
+        }
         transition.events.push(NewEvent {
             event_type: EventType::StepStarted,
             data: self.run.told(&json!({ "tool": step.tool, "args": args })),
@@ -390,35 +445,24 @@ impl<'a> Progress<'a> {
         self.entries.insert(id.to_owned(), entry);
     }
 
-    /// The use of a model inside the tool, and the audit record of the call.
-    fn count(&self, transition: &mut Transition<'_>, entry: &StepEntry, attempted: &Attempted) {
-        if !attempted.called {
-            return;
-        }
-        let used = attempted
-            .outcome
-            .as_ref()
-            .ok()
-            .and_then(|output| output.usage.as_ref());
-        let usage = used.map_or_else(UsageDelta::default, |used| {
-            self.run.settle(&used.model, Some(used.usage))
-        });
-        if used.is_some() {
-            let total = transition.usage.get_or_insert_default();
-            total.input_tokens += usage.input_tokens;
-            total.output_tokens += usage.output_tokens;
-            total.cost_micro_usd += usage.cost_micro_usd;
-        }
+    /// Settles the model call that the attempt made, and tells the audit of the call.
+    fn count(&mut self, transition: &mut Transition<'_>, entry: &StepEntry, attempted: &Attempted) {
         let refused_by = match &attempted.outcome {
             Err(error) if error.class == ToolErrorClass::Refused => Some(error.code),
             _ => None,
         };
-        transition.records.extend(self.run.audit(&Call {
+        let call = Call {
             action: "tool_call",
             target: &entry.tool,
-            usage,
+            cost: Cost::default(),
             duration_ms: u64::try_from(attempted.duration.as_millis()).unwrap_or(u64::MAX),
             refused_by,
-        }));
+        };
+        if let Some(bounded) = self.calls.remove(&attempted.step_id) {
+            let (settlement, _) = self.run.settle(&bounded, attempted.spent(), call);
+            transition.settle.push(settlement);
+        } else if attempted.called {
+            transition.records.extend(self.run.audit(&call));
+        }
     }
 }

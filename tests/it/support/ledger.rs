@@ -67,6 +67,7 @@ impl Ledger {
             context: None,
             subject: None,
             metadata: None,
+            budget: None,
             ttl_ms: 60_000,
             key_id: &self.key_id,
             generation: 1,
@@ -102,6 +103,8 @@ impl Ledger {
             deadline: now_ms() + 60_000,
             parallel: false,
             reject: false,
+            budget: None,
+            retry_of: None,
             traceparent: None,
             plan: None,
             queued: "{}",
@@ -151,6 +154,9 @@ impl Ledger {
             deadline: now_ms() + 60_000,
             parallel: false,
             traceparent: None,
+            key_id: &self.key_id,
+            budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()

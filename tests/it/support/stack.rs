@@ -281,6 +281,22 @@ impl Stack {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs the command line as a client of this installation; what it printed.
+    pub async fn client_command(&self, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
+        command
+            .args(args)
+            .env_clear()
+            .env("AGENTHUB_URL", self.url(""))
+            .env("AGENTHUB_API_KEY", &self.api_key);
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Sets a variable for processes started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());

@@ -217,6 +217,31 @@ impl Client {
         Ok(status.unwrap_or("cancelling").to_owned())
     }
 
+    /// Starts a new run that goes on after one that did not succeed; its id.
+    pub async fn retry(&self, id: &str) -> Result<String, ClientError> {
+        let request = self.request(Method::POST, &["runs", id, "retry"]);
+        let body: Value = self.answer(request.json(&json!({}))).await?;
+        let run = body.get("run_id").and_then(Value::as_str);
+        Ok(run.unwrap_or_default().to_owned())
+    }
+
+    /// Says what became of a step whose outcome is unknown.
+    pub async fn resolve(
+        &self,
+        id: &str,
+        step: &str,
+        outcome: &str,
+        output: Option<&Value>,
+    ) -> Result<(), ClientError> {
+        let request = self.request(Method::POST, &["runs", id, "steps", step, "resolve"]);
+        let mut json = json!({ "outcome": outcome });
+        if let Some(output) = output {
+            json["output"] = output.clone();
+        }
+        let _: Value = self.answer(request.json(&json)).await?;
+        Ok(())
+    }
+
     /// The tools, as the API wrote them.
     pub async fn tools(&self) -> Result<Vec<Box<RawValue>>, ClientError> {
         let page: Page = self.answer(self.request(Method::GET, &["tools"])).await?;

@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::llm::sim::tests::start;
-use crate::llm::{ChatMessage, Function, FunctionCall, LlmErrorClass, Usage, pricing};
+use crate::llm::{ChatMessage, Function, FunctionCall, LlmErrorClass, input_bound_tokens};
+use crate::pricing::Usage;
 
 const KEY: &str = "sk-test-0123456789";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -158,7 +159,7 @@ async fn a_summary_is_asked_for_as_the_tool_does() {
 async fn usage_is_read_and_below_the_bound() {
     let client = client(&start(&[]).await);
     let request = request(vec![user("Get ROAS for advertiser 123 over 7 days")]);
-    let bound = pricing::input_bound_tokens(&request);
+    let bound = input_bound_tokens(&request);
     let usage = client.chat(request).await.unwrap().usage.unwrap();
     assert!(usage.input_tokens > 0 && usage.input_tokens <= bound);
     assert!(usage.output_tokens > 0);

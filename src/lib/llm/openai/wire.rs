@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::failure;
-use crate::llm::{ChatAnswer, ChatMessage, ChatRequest, Function, FunctionCall, LlmError, Usage};
+use crate::llm::{ChatAnswer, ChatMessage, ChatRequest, Function, FunctionCall, LlmError};
+use crate::pricing::Usage;
 
 /// The request in the library's types.
 pub(super) fn request(request: ChatRequest) -> CreateChatCompletionRequest {

@@ -2,7 +2,8 @@
 -- worker's first step, so that acquiring and reserving are one transition.
 --
 -- A: run, session, owner, lease_ms, stage, max_deliveries, not_after, spec (JSON text), plan?,
---    kind, created, deadline, parallel, traceparent?, begin = { set, events }
+--    kind, created, deadline, parallel, traceparent?, key_id, budget?, retry_of?,
+--    begin = { set, events, reserve = { { call, bound, model }, … } }
 -- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …
 -- outcomes: acquired, resumed, poisoned | waiting, busy, parked, stale, ended, expired
 
@@ -37,6 +38,11 @@ if not R then
     return reply('expired')
   end
   R = add_run(A, A.created)
+  if A.retry_of and not take_over_steps(R, A.retry_of) then
+    -- Its finished steps are not known any more, and must not be made again.
+    end_run(R, 'failed', failure('retry_source_lost', 'the run whose finished steps it takes over is gone'))
+    return reply('ended', R)
+  end
 end
 
 if is_terminal(R) then
@@ -88,15 +94,23 @@ if num(R, 'deliveries') > A.max_deliveries then
   return reply('poisoned', R)
 end
 local outcome = 'resumed'
+local events = {}
 if R.f.begun == A.stage then
   left_in_outbox(R)
   if R.f.begun_by == A.owner then
     outcome = 'acquired'
+  else
+    close_calls(R, events)
   end
   set(R, 'status', A.stage == 'plan' and 'planning' or 'executing') -- it may have been parked
 else
   -- Here the outbox holds only what the stage before is producing at this moment.
   outcome = 'acquired'
+  local scope = reserve(R, A.begin.reserve)
+  if scope then
+    end_run(R, 'failed', failure('budget_exceeded', 'the budget of the ' .. scope .. ' has no room for the call'))
+    return reply('ended', R)
+  end
   set(R, 'begun', A.stage)
   set(R, 'begun_by', A.owner)
   if not R.f.started then
@@ -106,7 +120,10 @@ else
   for name, value in pairs(A.begin.set) do
     set(R, name, value)
   end
-  emit(R, A.begin.events)
+  for _, event in ipairs(A.begin.events) do
+    events[#events + 1] = event
+  end
 end
+emit(R, events)
 save(R)
 return reply(outcome, R)

@@ -2,7 +2,7 @@
 -- and its timer in one round trip.
 --
 -- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text),
---    deadline, parallel, reject, traceparent?, plan?, queued (JSON text of run.queued's data),
+--    deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of run.queued's data),
 --    queued_state?, audit (JSON text)
 -- Returns { outcome, … }:
 --   refused, code, rule, limit rows | replay, limit rows, run id | admitted, limit rows, outbox, role
@@ -32,11 +32,29 @@ if A.reject and redis.call('LLEN', key('ord', A.session)) > 0 then
   return { 'refused', 'session_busy', 'on_conflict', found.rows }
 end
 
+if A.retry_of then
+  local status = redis.call('HGET', key('run', A.retry_of), 'status')
+  if not status then
+    return { 'refused', 'not_found', 'run', found.rows }
+  end
+  if not TERMINAL[status] or status == 'succeeded' then
+    return { 'refused', 'not_retryable', status, found.rows }
+  end
+end
+local scope = exhausted(A.session, A.gate.key_id)
+if scope then
+  return { 'refused', 'budget_exhausted', scope .. '_budget', found.rows }
+end
+
 if claim then
   redis.call('HSET', claim, 'fingerprint', A.idempotency.fingerprint, 'run', A.run)
   redis.call('PEXPIRE', claim, A.idempotency.ttl_ms)
 end
+A.key_id = A.gate.key_id
 local R = add_run(A, now)
+if A.retry_of then
+  take_over_steps(R, A.retry_of)
+end
 -- The command first: it is what the run waits for.
 command(R)
 emit(R, { { type = 'run.queued', data = A.queued, state = A.queued_state } })

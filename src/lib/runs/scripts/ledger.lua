@@ -39,7 +39,11 @@ end
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
   'outbox_since', 'wake', 'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'open',
 }
+
+-- Settles the calls that are open at their bounds; `budget.lua` has it.
+local close_calls
 
 -- `more` names one further field.
 local function load_run(id, more)
@@ -182,6 +186,8 @@ local function add_run(a, created)
   set(R, 'deadline', a.deadline)
   if a.parallel then set(R, 'parallel', '1') end
   if a.plan then set(R, 'plan', a.plan) end
+  set(R, 'key_id', a.key_id)
+  if a.budget then set(R, 'budget', a.budget) end
   if a.traceparent then set(R, 'traceparent', a.traceparent) end
   redis.call('ZADD', B .. ':runs', 0, R.id) -- ids sort by creation time
   redis.call('ZADD', key('sruns', a.session), 0, R.id)
@@ -192,6 +198,17 @@ local function add_run(a, created)
     keep_session(a.session)
   end
   return R
+end
+
+-- Copies what an earlier run finished: its successful steps. Returns whether that run is there.
+local function take_over_steps(R, id)
+  local flat = redis.call('HGETALL', key('run', id))
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 2) == 's:' and cjson.decode(flat[i + 1]).status == 'succeeded' then
+      set(R, flat[i], flat[i + 1])
+    end
+  end
+  return #flat > 0
 end
 
 -- Puts the command of the run's stage into its outbox: the first one, or again after a wait.
@@ -317,6 +334,7 @@ local function end_run(R, status, data, event_state, before)
   unset(R, 'parked')
   local session = R.f.session
   local events = before or {}
+  close_calls(R, events)
   events[#events + 1] = { type = 'run.' .. status, data = data, state = event_state }
   emit(R, events)
   redis.call('SREM', B .. ':live', R.id)

@@ -2,9 +2,10 @@
 --
 -- A: run, owner, number (of this transition under this owner), progress (whether anything was done),
 --    acked = { n, … }, set = { field = value }, unset = { field, … }, events,
---    records = { { topic, key, id, type, value } }, usage = { input, output, cost }?,
+--    records = { { topic, key, id, type, value } }, settle = { { call, cost?, … } }, reserve = { { call, bound, model } },
 --    next? = { to = 'execute', plan, set } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
--- Returns { outcome, cancel, outbox }; outcomes: recorded, lost, ended
+-- Returns { outcome, cancel, outbox, refused } with refused as call, scope, call, scope, …; outcomes:
+-- recorded, lost, ended
 --
 -- A repeat of a transition whose answer was lost changes nothing and answers as the first did; what
 -- it left in the outbox is found by the sweeper.
@@ -12,25 +13,25 @@
 local mark = 'did:' .. A.owner
 local R = load_run(A.run, mark)
 if not R then
-  return { 'lost', '', pending }
+  return { 'lost', '', pending, {} }
 end
+local refused = {}
 -- The mark is the number of the last transition; below zero when it was discarded.
 if math.abs(num(R, mark)) >= A.number then
-  return { num(R, mark) > 0 and 'recorded' or 'lost', R.f.cancel or '', pending }
+  for _, c in ipairs(A.reserve) do
+    need(R, 'b:' .. c.call)
+    if not R.f['b:' .. c.call] then
+      refused[#refused + 1] = c.call
+      refused[#refused + 1] = '' -- which budget it was is not kept
+    end
+  end
+  return { num(R, mark) > 0 and 'recorded' or 'lost', R.f.cancel or '', pending, refused }
 end
 local owned = R.f.owner == A.owner and not is_terminal(R)
 set(R, mark, owned and A.number or -A.number)
-if A.usage then
-  -- Money was spent whoever owns the run by now.
-  local name = key('run', R.id)
-  local ses = key('ses', R.f.session)
-  local exists = redis.call('EXISTS', ses) == 1
-  for field, amount in pairs(A.usage) do
-    redis.call('HINCRBY', name, field, int(amount))
-    if exists then
-      redis.call('HINCRBY', ses, field, int(amount))
-    end
-  end
+local events = {}
+for _, s in ipairs(A.settle) do
+  settle(R, s, events) -- money was spent whoever owns the run by now
 end
 acknowledge(R, A.acked)
 for _, r in ipairs(A.records) do
@@ -38,7 +39,10 @@ for _, r in ipairs(A.records) do
 end
 if not owned then
   save(R)
-  return { is_terminal(R) and 'ended' or 'lost', '', pending }
+  return { is_terminal(R) and 'ended' or 'lost', '', pending, refused }
+end
+for _, event in ipairs(A.events) do
+  events[#events + 1] = event
 end
 
 for name, value in pairs(A.set) do
@@ -58,10 +62,17 @@ if next and next.to ~= 'end' and R.f.cancel then
   next = { to = 'end', status = 'cancelled', data = '{}' }
 end
 if next and next.to == 'end' then
-  end_run(R, next.status, next.data, next.state, A.events)
-  return { 'recorded', '', pending }
+  end_run(R, next.status, next.data, next.state, events)
+  return { 'recorded', '', pending, refused }
 end
-emit(R, A.events)
+for _, c in ipairs(R.f.cancel and {} or A.reserve) do -- a run that is to end calls nothing
+  local scope = reserve(R, { c })
+  if scope then
+    refused[#refused + 1] = c.call
+    refused[#refused + 1] = scope
+  end
+end
+emit(R, events)
 if next and next.to == 'execute' then
   unset(R, 'owner')
   unset(R, 'lease')
@@ -78,4 +89,4 @@ elseif next and next.to == 'park' then
   set(R, 'deliveries', 0)
 end
 save(R)
-return { 'recorded', R.f.cancel or '', pending }
+return { 'recorded', R.f.cancel or '', pending, refused }

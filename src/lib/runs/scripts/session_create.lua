@@ -1,6 +1,6 @@
 -- Creates a session whose data key `agent.state` already holds.
 --
--- A: session, key (wrapped), context? (sealed), subject?, metadata? (JSON text), ttl_ms, key_id,
+-- A: session, key (wrapped), context? (sealed), subject?, metadata? (JSON text), budget?, ttl_ms, key_id,
 --    generation
 -- Returns { created in ms, expires in ms }
 
@@ -10,6 +10,7 @@ if redis.call('EXISTS', name) == 0 then
     'key_id', A.key_id, 'live', 0)
   if A.context then redis.call('HSET', name, 'context', A.context) end
   if A.subject then redis.call('HSET', name, 'subject', A.subject) end
+  if A.budget then redis.call('HSET', name, 'budget', int(A.budget)) end
   if A.metadata then redis.call('HSET', name, 'metadata', A.metadata) end
   redis.call('ZADD', B .. ':sessions', 0, A.session)
   redis.call('PEXPIRE', name, A.ttl_ms)

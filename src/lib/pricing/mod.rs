@@ -4,18 +4,29 @@
 //! same `model` (the one requested, not the snapshot that answered) and the same instant (that of the
 //! reservation): then the settlement is never above the bound.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use serde::Deserialize;
-
-use super::{ChatMessage, ChatRequest, Usage};
+use serde::{Deserialize, Serialize};
 
 const BUILTIN: &str = include_str!("prices.toml");
 const PER_MILLION: u128 = 1_000_000;
+
+/// Tokens of one call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Read, those from the provider's cache included.
+    pub input_tokens: u64,
+    /// Of those, read from the provider's cache.
+    pub cached_tokens: u64,
+    /// Written, reasoning included.
+    pub output_tokens: u64,
+    /// Of those, spent on reasoning.
+    pub reasoning_tokens: u64,
+}
 
 /// Why a price list was refused.
 #[derive(Debug, thiserror::Error)]
@@ -185,68 +196,11 @@ fn micro_usd(parts: &[(u64, u64)]) -> u64 {
     u64::try_from(sum.div_ceil(PER_MILLION)).unwrap_or(u64::MAX)
 }
 
-/// Tokens that `request` cannot exceed, whatever tokenizer reads it.
-///
-/// Byte-level tokenizers spend at most one token on a byte, and a fixed few on the frame of a message
-/// (OpenAI documents 3 to 4). Function schemas are rendered in a form of the provider's own, which is
-/// as a rule shorter than their JSON; twice the JSON leaves room for its indentation.
-pub fn input_bound_tokens(request: &ChatRequest) -> u64 {
-    const FRAME: u64 = 256;
-    const MESSAGE: u64 = 16;
-    const FUNCTION: u64 = 64;
-    let messages = request.messages.iter().map(|message| {
-        MESSAGE
-            + match message {
-                ChatMessage::System { content } | ChatMessage::User { content } => len(content),
-                ChatMessage::Assistant {
-                    content,
-                    tool_calls,
-                } => {
-                    content.as_deref().map_or(0, len)
-                        + tool_calls
-                            .iter()
-                            .map(|c| MESSAGE + len(&c.id) + len(&c.name) + len(&c.arguments))
-                            .sum::<u64>()
-                }
-                ChatMessage::Tool {
-                    tool_call_id,
-                    content,
-                } => len(tool_call_id) + len(content),
-            }
-    });
-    let functions = request.functions.iter().map(|f| {
-        let mut parameters = ByteCounter(0);
-        // Counting does not fail, and a `Value` is always JSON.
-        let _ = serde_json::to_writer(&mut parameters, &f.parameters);
-        FUNCTION + 2 * (len(&f.name) + len(&f.description) + parameters.0)
-    });
-    FRAME + messages.sum::<u64>() + functions.sum::<u64>()
-}
-
-fn len(text: &str) -> u64 {
-    u64::try_from(text.len()).unwrap_or(u64::MAX)
-}
-
-struct ByteCounter(u64);
-
-impl Write for ByteCounter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
-    use crate::llm::Function;
 
     fn at(date: &str) -> Timestamp {
         format!("{date}T00:00:00Z").parse().unwrap()
@@ -344,28 +298,6 @@ mod tests {
         let twice = "[[price]]\nmodel = \"a\"\nfrom = \"2024-01-01\"\ninput = 1\noutput = 1\n";
         let error = Prices::parse(&twice.repeat(2)).unwrap_err();
         assert!(error.to_string().contains("two prices"), "{error}");
-    }
-
-    #[test]
-    fn the_input_bound_counts_every_text_of_the_request() {
-        let text = || "x".repeat(100);
-        let mut request = ChatRequest {
-            model: "m".into(),
-            messages: vec![],
-            functions: vec![],
-            max_output_tokens: 1,
-            traceparent: None,
-        };
-        let empty = input_bound_tokens(&request);
-        request.messages.push(ChatMessage::User { content: text() });
-        let one = input_bound_tokens(&request);
-        assert!(one >= empty + 100);
-        request.functions.push(Function {
-            name: "f".into(),
-            description: text(),
-            parameters: json!({"const": text()}),
-        });
-        assert!(input_bound_tokens(&request) >= one + 400);
     }
 
     proptest! {

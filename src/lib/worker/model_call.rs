@@ -1,0 +1,299 @@
+//! Calls of the model: bounded, reserved, made, settled. Each attempt is a call of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::watch;
+use tracing::Instrument;
+
+use super::audit::Call;
+use super::lease::Signal;
+use super::owned::{Owned, Standing};
+use super::spending::{Bounded, Cost, Spent};
+use crate::config::Settings;
+use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
+use crate::llm::{
+    ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, input_bound_tokens, is_unbilled,
+};
+use crate::pricing::Prices;
+use crate::runs::{CancelMode, Fields, Transition};
+use crate::telemetry::labels;
+use crate::tools::{Effects, ToolErrorClass};
+
+/// A wait beyond this holds no worker: the run is parked.
+pub(super) const PARK_BEYOND: Duration = Duration::from_secs(30);
+
+/// Bounds the call `number` of a run.
+pub(super) fn bound(
+    prices: &Prices,
+    number: u32,
+    request: &ChatRequest,
+) -> Result<Bounded, super::spending::Unpriced> {
+    Bounded::new(
+        prices,
+        number.to_string(),
+        &request.model,
+        input_bound_tokens(request),
+        request.max_output_tokens,
+    )
+}
+
+/// An answer, and what it took.
+pub(super) struct Answered<'r> {
+    pub(super) answer: ChatAnswer,
+    /// The number of the call that gave it.
+    pub(super) number: u32,
+    pub(super) cost: Cost,
+    pub(super) took: Duration,
+    /// The transition that settles the call; it is still to be recorded.
+    pub(super) transition: Transition<'r>,
+}
+
+/// Why there is no answer, and the transition that settles what was called.
+pub(super) struct Unanswered<'r> {
+    pub(super) why: Why,
+    pub(super) transition: Transition<'r>,
+}
+
+/// How a call, or the wait before it, ended without an answer.
+pub(super) enum Why {
+    /// It failed for good.
+    Failed { code: &'static str, message: String },
+    /// The next attempt is far off.
+    Park { after: Duration },
+    /// A client asked for the run's end.
+    Cancelled,
+    /// The run is not this worker's any more.
+    Lost,
+}
+
+/// The model calls of one run under one owner.
+pub(super) struct ModelCalls<'r> {
+    run: &'r Owned,
+    llm: &'r Arc<dyn LlmClient>,
+    settings: &'r Settings,
+    /// Calls that the run may make, failed ones included.
+    max: u32,
+    /// Calls that were reserved so far.
+    made: u32,
+    /// The call that the acquire reserved.
+    reserved: Option<Bounded>,
+}
+
+impl<'r> ModelCalls<'r> {
+    /// Goes on where the run is. `first` is the call that the acquire was to reserve.
+    pub(super) fn new(
+        run: &'r Owned,
+        llm: &'r Arc<dyn LlmClient>,
+        settings: &'r Settings,
+        max: u32,
+        first: Option<Bounded>,
+    ) -> Self {
+        let reserved = first.filter(|call| run.fresh && run.fields.is_open(&call.call));
+        Self {
+            run,
+            llm,
+            settings,
+            max,
+            made: last_call(&run.fields),
+            reserved,
+        }
+    }
+
+    /// Calls that may still be made.
+    pub(super) fn left(&self) -> u32 {
+        self.max.saturating_sub(self.made)
+    }
+
+    /// Asks the model, again after failures that another attempt may not repeat. `transition` is
+    /// recorded with the reservation of the next call.
+    pub(super) async fn ask(
+        &mut self,
+        request: &ChatRequest,
+        mut transition: Transition<'r>,
+        signal: &mut watch::Receiver<Signal>,
+    ) -> Result<Answered<'r>, Unanswered<'r>> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let bounded = match self.reserved.take() {
+                Some(bounded) => {
+                    self.run.not_recorded(transition);
+                    bounded
+                }
+                None => self.reserve(request, transition).await?,
+            };
+            let started = Instant::now();
+            let outcome = match self.call(request, signal).await {
+                Ok(outcome) => outcome,
+                Err(why) => {
+                    let transition = self.run.transition();
+                    return Err(Unanswered { why, transition });
+                }
+            };
+            let took = started.elapsed();
+            let result = if outcome.is_ok() { "ok" } else { "error" };
+            let model = labels::model(&request.model);
+            metrics::counter!("agenthub_llm_calls_total", "model" => model.clone(), "outcome" => result)
+                .increment(1);
+            metrics::histogram!("agenthub_llm_duration_ms", "model" => model)
+                .record(took.as_secs_f64() * 1000.0);
+            transition = self.run.transition();
+            transition.progress = true;
+            let spent = match &outcome {
+                Ok(answer) => answer.usage.map_or(Spent::Unknown, Spent::Known),
+                Err(error) if is_unbilled(error.code) => Spent::Nothing,
+                Err(_) => Spent::Unknown,
+            };
+            let audit = Call {
+                action: "model_call",
+                target: outcome
+                    .as_ref()
+                    .map_or(&request.model, |answer| &answer.model),
+                cost: Cost::default(),
+                duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                refused_by: None,
+            };
+            let (settlement, cost) = self.run.settle(&bounded, spent, audit);
+            transition.settle.push(settlement);
+            let error = match outcome {
+                Ok(answer) => {
+                    return Ok(Answered {
+                        answer,
+                        number: self.made,
+                        cost,
+                        took,
+                        transition,
+                    });
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(code = error.code, attempt, "the model call failed");
+            let stopped = match self.after(&error, attempt) {
+                RetryDecision::Retry { after } if after > PARK_BEYOND => Why::Park { after },
+                RetryDecision::Retry { after } => match wait(after, signal).await {
+                    Ok(()) => continue,
+                    Err(why) => why,
+                },
+                RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown => Why::Failed {
+                    code: error.code,
+                    message: error.message,
+                },
+            };
+            return Err(Unanswered {
+                why: stopped,
+                transition,
+            });
+        }
+    }
+
+    /// Reserves the next call together with what the transition holds.
+    async fn reserve(
+        &mut self,
+        request: &ChatRequest,
+        mut transition: Transition<'r>,
+    ) -> Result<Bounded, Unanswered<'r>> {
+        let bounded = match bound(&self.run.context.prices, self.made + 1, request) {
+            Ok(bounded) => bounded,
+            Err(error) => {
+                let (code, message) = ("model_unpriced", error.to_string());
+                let why = Why::Failed { code, message };
+                return Err(Unanswered { why, transition });
+            }
+        };
+        transition.reserve.push(bounded.reservation());
+        let why = match self.run.record(transition).await {
+            Standing::Owned => {
+                self.made += 1;
+                return Ok(bounded);
+            }
+            Standing::OverBudget(refused) => {
+                let message = super::over_budget(refused.first());
+                let code = "budget_exceeded";
+                Why::Failed { code, message }
+            }
+            Standing::Cancel(_) => Why::Cancelled,
+            Standing::Lost => Why::Lost,
+        };
+        let transition = self.run.transition();
+        Err(Unanswered { why, transition })
+    }
+
+    fn after(&self, error: &LlmError, attempt: u32) -> RetryDecision {
+        let class = match error.class {
+            LlmErrorClass::Transient { retry_after } => ToolErrorClass::Transient { retry_after },
+            LlmErrorClass::Permanent => ToolErrorClass::Permanent,
+        };
+        decide(&FailedAttempt {
+            class,
+            effects: Effects::None,
+            may_have_arrived: true,
+            attempt,
+            max_attempts: self.settings.max_attempts.min(attempt + self.left()),
+            remaining: Duration::from_millis(self.run.remaining_ms()),
+            chance: rand::rng().random(),
+        })
+    }
+
+    /// One attempt. A graceful cancellation lets it end; a forced one drops it.
+    async fn call(
+        &self,
+        request: &ChatRequest,
+        signal: &mut watch::Receiver<Signal>,
+    ) -> Result<Result<ChatAnswer, LlmError>, Why> {
+        let limit = self.settings.llm_timeout_ms.duration();
+        let limit = limit.min(self.run.longest_call());
+        // Names of the OpenTelemetry semantic conventions for generative AI.
+        let span = tracing::info_span!(
+            "chat",
+            otel.name = %format!("chat {}", request.model),
+            otel.kind = "client",
+            gen_ai.operation.name = "chat",
+            gen_ai.request.model = %request.model,
+        );
+        let call = self.llm.chat(request.clone()).instrument(span);
+        let call = tokio::time::timeout(limit, call);
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                answer = &mut call => {
+                    return Ok(answer.unwrap_or_else(|_| Err(LlmError {
+                        class: LlmErrorClass::Transient { retry_after: None },
+                        code: "llm_timeout",
+                        message: "the model did not answer in time".to_owned(),
+                    })));
+                }
+                changed = signal.changed() => {
+                    changed.map_err(|_| Why::Lost)?;
+                    match *signal.borrow() {
+                        Signal::Lost => return Err(Why::Lost),
+                        Signal::Cancel(CancelMode::Force) => return Err(Why::Cancelled),
+                        Signal::Cancel(CancelMode::Graceful) | Signal::Owned => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The number of the last model call that was reserved.
+fn last_call(fields: &Fields) -> u32 {
+    let numbers = fields.calls().filter_map(|call| call.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+async fn wait(time: Duration, signal: &mut watch::Receiver<Signal>) -> Result<(), Why> {
+    let end = tokio::time::Instant::now() + time;
+    loop {
+        match *signal.borrow_and_update() {
+            Signal::Owned => {}
+            Signal::Cancel(_) => return Err(Why::Cancelled),
+            Signal::Lost => return Err(Why::Lost),
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => return Ok(()),
+            changed = signal.changed() => changed.map_err(|_| Why::Lost)?,
+        }
+    }
+}
