@@ -23,5 +23,6 @@ mod outages;
 mod retry;
 mod rollup;
 mod scaling;
+mod state_machine;
 mod streams;
 mod support;

@@ -138,6 +138,17 @@ impl Ledger {
         stage: CommandKind,
         lease_ms: u64,
     ) -> Acquired {
+        self.acquire_of(run, owner, stage, lease_ms, 3).await
+    }
+
+    pub async fn acquire_of(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        lease_ms: u64,
+        max_deliveries: u32,
+    ) -> Acquired {
         let spec = spec(run, &self.session);
         let acquire = Acquire {
             run,
@@ -145,7 +156,7 @@ impl Ledger {
             owner,
             lease_ms,
             stage,
-            max_deliveries: 3,
+            max_deliveries,
             not_after: now_ms() + 60_000,
             spec: &spec,
             plan: None,
