@@ -127,7 +127,7 @@ async fn odd(client: &Client, stack: &Stack, n: usize) -> StatusCode {
         // Tenants that nobody made, with keys that nobody signed.
         0 | 1 => client
             .get(stack.url("/v1/runs"))
-            .bearer_auth(format!("ah_odd{n}_0123456789abcdef_{:064x}", n)),
+            .bearer_auth(format!("ah_odd{n}_0123456789abcdef_{n:064x}")),
         // Tools that do not exist.
         2 | 3 => client
             .post(stack.url("/v1/execute"))
