@@ -122,6 +122,15 @@ async fn everything_exposed_is_described() {
     }
 }
 
+/// A list of prices with odd models, since one without a price is refused.
+fn prices_of(models: usize) -> String {
+    let price = |name: &str| {
+        format!("[[price]]\nmodel = \"{name}\"\nfrom = \"2024-01-01\"\ninput = 1\noutput = 1\n")
+    };
+    let odd = (0..models).map(|n| price(&format!("odd-{n}")));
+    price("gpt-4o-mini") + &odd.collect::<String>()
+}
+
 async fn odd(client: &Client, stack: &Stack, n: usize) -> StatusCode {
     let request = match n % 10 {
         // Tenants that nobody made, with keys that nobody signed.
@@ -154,7 +163,14 @@ async fn nothing_from_outside_makes_series_without_bound() {
     const REQUESTS: usize = 10_000;
     const TENANTS: usize = 12;
     const MODELS: usize = 40;
-    let stack = Stack::start(&[("AGENTHUB_METRICS_TENANTS", "5")]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let prices = folder.path().join("prices.toml");
+    std::fs::write(&prices, prices_of(MODELS)).unwrap();
+    let stack = Stack::start(&[
+        ("AGENTHUB_METRICS_TENANTS", "5"),
+        ("AGENTHUB_PRICES_FILE", prices.to_str().unwrap()),
+    ])
+    .await;
     let client = Client::builder().no_proxy().build().unwrap();
     for n in 0..10 {
         odd(&client, &stack, n).await;

@@ -2,7 +2,7 @@
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Upper bounds in milliseconds. 300 and 2500 are the bounds of the service levels (`perf/SLO.md`).
+/// Upper bounds in milliseconds. 300 and 2500 are the bounds of the service levels (`make slo`).
 const BUCKETS_MS: &[f64] = &[
     0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 2500.0, 5000.0,
     10_000.0, 30_000.0, 60_000.0, 300_000.0,
