@@ -6,6 +6,7 @@ pub mod masking;
 pub mod read;
 pub mod replay;
 pub mod rollup;
+pub mod slo;
 
 use std::path::PathBuf;
 

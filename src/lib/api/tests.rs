@@ -127,7 +127,10 @@ impl Api {
             outbox,
             streams,
             health: health.clone(),
-            metrics: recorder.handle(),
+            metrics: {
+                let handle = recorder.handle();
+                Arc::new(move || handle.render())
+            },
             supervisor,
             stopping: ending.clone(),
             settings,

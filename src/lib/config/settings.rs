@@ -235,10 +235,12 @@ settings! {
     /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
     audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
 
-    /// What is logged: a level, or `tracing` directives.
+    /// What is logged: a level, or `tracing` directives such as `info,agenthub::kafka=debug`. Read again on SIGHUP, from the configuration file or `AGENTHUB_LOG_FILE`.
     log: String = "AGENTHUB_LOG", "info";
     /// Form of the log: `json` or `pretty`.
     log_format: String = "AGENTHUB_LOG_FORMAT", "json";
+    /// Tenants that the metrics of a process tell apart by name; the others are counted as `other`.
+    metrics_tenants: usize = "AGENTHUB_METRICS_TENANTS", "100";
     /// OTLP endpoint for traces (HTTP, protobuf); no export when empty.
     otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", "";
 }

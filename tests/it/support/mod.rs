@@ -15,6 +15,7 @@ pub mod records;
 mod settled;
 pub mod sse;
 pub mod stack;
+pub mod tools;
 pub mod web;
 
 /// Secrets of the tests' installations.
