@@ -4,6 +4,7 @@ pub mod load;
 pub mod lone;
 pub mod masking;
 pub mod read;
+pub mod replay;
 pub mod slo;
 
 use std::path::PathBuf;

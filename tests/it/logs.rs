@@ -98,7 +98,7 @@ async fn sighup_reads_the_filter_again() {
     assert_eq!(requests(), 0, "{}", api.log());
 
     std::fs::write(file, "info").unwrap();
-    api.signal("-HUP");
+    api.signal("HUP");
     eventually("the filter is read", async || {
         let told = lines(api, "SIGHUP: log filter");
         told.first().map(|line| assert_eq!(line["changed"], true))
@@ -108,7 +108,7 @@ async fn sighup_reads_the_filter_again() {
     assert_eq!(requests(), 1);
 
     std::fs::write(file, "agenthub=loud,=").unwrap();
-    api.signal("-HUP");
+    api.signal("HUP");
     eventually("the mistake is told", async || {
         let told = lines(api, "SIGHUP: the log filter stays");
         let line = told.first()?;

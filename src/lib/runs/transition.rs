@@ -465,16 +465,23 @@ impl Runs {
         session: &SessionId,
     ) -> Result<Option<String>, StoreError> {
         let key = format!("{}:ses:{session}", self.redis.base(tenant));
-        Ok(self.redis.connection().hget(key, "key").await?)
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.hget(key, "key")).await
     }
 
     /// The tenants that have a timer whose time has come, and for how long the oldest of each has been
-    /// due. One pipeline for all of them.
+    /// due: in one pipeline, or on a cluster one command after the other, since their keys are of
+    /// different slots.
     pub async fn tenants_with_due_timers(&self) -> Result<Vec<(TenantId, Duration)>, StoreError> {
         let tenants = self.redis.tenants().await?;
         let now = crate::runtime::clock::now_ms();
         let mut due = Vec::new();
-        for tenants in tenants.chunks(1000) {
+        let chunk = if self.redis.connection().is_cluster() {
+            1
+        } else {
+            1000
+        };
+        for tenants in tenants.chunks(chunk) {
             let mut pipe = redis::pipe();
             for tenant in tenants {
                 pipe.zrangebyscore_limit_withscores(

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use agenthub::config::{Settings, Source};
 
+pub mod broker;
 pub mod forwarder;
 pub mod ledger;
+pub mod raw;
 pub mod reaper;
 pub mod records;
 mod settled;
