@@ -26,11 +26,7 @@ pub const PROCESSES: [&str; 5] = ["api", "planner", "executor", "audit-rollup", 
 const MAY_BE_EMPTY: &[(&str, &str)] = &[
     (
         "agenthub_cache_hits_total",
-        "no tool's results are cached yet",
-    ),
-    (
-        "agenthub_breaker_state",
-        "no tool has a circuit breaker yet",
+        "counts calls that were answered before",
     ),
     ("agenthub_budget_used_ratio", "no tenant has a budget yet"),
     ("agenthub_redis_errors_total", "counts failures of Redis"),
@@ -60,6 +56,26 @@ const MAY_BE_EMPTY: &[(&str, &str)] = &[
     (
         "agenthub_sweeper_actions_total",
         "counts what nothing else did in time",
+    ),
+    (
+        "agenthub_cache_lookups_total",
+        "counts calls that may be answered from before",
+    ),
+    (
+        "agenthub_breaker_",
+        "a breaker is told of when a call failed",
+    ),
+    (
+        "agenthub_tls_reloads_total",
+        "counts changes of certificates",
+    ),
+    (
+        "agenthub_connections_refused_total",
+        "counts connections beyond the bound",
+    ),
+    (
+        "agenthub_audit_summed_total",
+        "counts records that found no place",
     ),
     ("== 0", "is there while a process is down"),
     ("absent(", "is there when nothing is"),

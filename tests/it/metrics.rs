@@ -13,9 +13,21 @@ use crate::support::stack::{Stack, body, mint};
 
 /// Metrics that a healthy installation under a small load does not show, and why.
 const SHOWN_ON_A_FAULT: &[(&str, &str)] = &[
+    ("agenthub_cache_hits_total", "a call was answered before"),
     (
-        "agenthub_cache_hits_total",
-        "no tool's results are cached yet",
+        "agenthub_cache_lookups_total",
+        "a call may be answered from before",
+    ),
+    ("agenthub_breaker_state", "a call fails"),
+    ("agenthub_breaker_transitions_total", "a breaker opens"),
+    ("agenthub_tls_reloads_total", "a certificate changes"),
+    (
+        "agenthub_connections_refused_total",
+        "there are too many connections",
+    ),
+    (
+        "agenthub_audit_summed_total",
+        "records of requests find no place",
     ),
     ("agenthub_redis_errors_total", "Redis fails"),
     (

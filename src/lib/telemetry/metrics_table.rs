@@ -62,6 +62,7 @@ metrics_table! {
     Counter "agenthub_rollup_head_failures_total" "Heads of audit chains that could not be published, by place.";
     Counter "agenthub_audit_summed_total" "Requests that are in the audit trail only as part of a sum.";
     Gauge "agenthub_audit_waiting" "Audit records of requests that wait to be produced.";
+    Gauge "agenthub_budget_used_ratio" "Part of a tenant's monthly budget that is spent or reserved, by tenant; of those that have one.";
     Gauge "agenthub_leases" "Runs that this worker owns.";
     Gauge "agenthub_connections" "Open connections of the API's clients.";
     Counter "agenthub_connections_refused_total" "Connections that were closed because there were too many.";

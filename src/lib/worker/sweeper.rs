@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
+use super::to_f64;
 use crate::ids::TenantId;
 use crate::kafka::OutboxProducer;
 use crate::runs::{Runs, Swept};
@@ -14,6 +15,8 @@ use crate::telemetry::labels;
 
 /// Runs handled by one script.
 const BATCH: u32 = 100;
+/// How often a worker tells how much of their budgets tenants have used.
+const BUDGETS_EVERY: Duration = Duration::from_secs(15);
 
 /// Looks at due timers again and again.
 #[derive(Debug, Clone)]
@@ -45,6 +48,7 @@ impl Sweeper {
     /// Sweeps until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut gauges = Gauges::new(self.outbox_window);
+        let mut budgets_due = Instant::now();
         loop {
             // Sweepers that were started together drift apart.
             let wait = self.interval.mul_f64(rand::rng().random_range(0.5..1.5));
@@ -55,7 +59,26 @@ impl Sweeper {
             if let Err(error) = self.sweep(&mut gauges).await {
                 tracing::warn!(%error, "sweep");
             }
+            if budgets_due <= Instant::now() {
+                budgets_due = Instant::now() + BUDGETS_EVERY;
+                if let Err(error) = self.tell_budgets().await {
+                    tracing::warn!(%error, "budgets");
+                }
+            }
         }
+    }
+
+    /// How much of their budgets the tenants have used that have one.
+    async fn tell_budgets(&self) -> Result<(), StoreError> {
+        for (tenant, spending) in self.runs.budgets().await? {
+            let Some(limit) = spending.limit.filter(|limit| *limit > 0) else {
+                continue;
+            };
+            let used = to_f64(spending.spent + spending.reserved) / to_f64(limit);
+            metrics::gauge!("agenthub_budget_used_ratio", "tenant" => labels::tenant(tenant.as_str()))
+                .set(used);
+        }
+        Ok(())
     }
 
     async fn sweep(&self, gauges: &mut Gauges) -> Result<(), StoreError> {
