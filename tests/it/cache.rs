@@ -28,6 +28,7 @@ async fn stack(extra: &[(&str, &str)]) -> Stack {
     let mut all = vec![
         ("AGENTHUB_FETCH_ALLOW", "127.0.0.2"),
         ("AGENTHUB_FETCH_TIMEOUT_MS", "60000"),
+        ("AGENTHUB_CACHE_TTLS", "http_fetch=60"),
     ];
     all.extend(extra);
     let mut stack = Stack::bare(&all).await;

@@ -58,6 +58,14 @@ const MAY_BE_EMPTY: &[(&str, &str)] = &[
         "counts what nothing else did in time",
     ),
     (
+        "agenthub_rollup_signature_failures_total",
+        "counts manifests that somebody else signed",
+    ),
+    (
+        "agenthub_rollup_head_failures_total",
+        "counts heads that found no place",
+    ),
+    (
         "agenthub_cache_lookups_total",
         "counts calls that may be answered from before",
     ),

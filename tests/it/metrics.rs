@@ -51,9 +51,26 @@ const SHOWN_ON_A_FAULT: &[(&str, &str)] = &[
     ),
     ("agenthub_kafka_client_errors_total", "a broker is away"),
     (
-        "agenthub_rollup_markers_total",
+        "agenthub_rollup_manifests_total",
         "a batch of audit records is written",
     ),
+    (
+        "agenthub_rollup_last_manifest_seconds",
+        "a batch of audit records is written",
+    ),
+    (
+        "agenthub_rollup_manifest_lag_seconds",
+        "a batch of audit records is written",
+    ),
+    (
+        "agenthub_rollup_signature_failures_total",
+        "somebody else signed a manifest",
+    ),
+    (
+        "agenthub_rollup_head_failures_total",
+        "a head finds no place",
+    ),
+    ("agenthub_budget_used_ratio", "a tenant has a budget"),
     (
         "agenthub_rollup_records_total",
         "a batch of audit records is written",

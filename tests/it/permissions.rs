@@ -133,6 +133,7 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
         ("GET", "/v1/admin/tenants/{tenant}/limits") => {
             with(&format!("/v1/admin/tenants/{tenant}/limits"), None, true)
         }
+        ("GET", "/v1/admin/audit/head") => with(path, None, false),
         _ => panic!("{method} {path} has no recipe here: who may use it, and what does it name?"),
     }
 }

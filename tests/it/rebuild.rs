@@ -112,7 +112,7 @@ mod by_design {
 
     /// Keys that do not come back: windows of rate limits, and the index of dead letters.
     pub fn is_lost(key: &str) -> bool {
-        key.contains("}:rl:") || key.contains("}:dlq")
+        ["}:rl:", "}:dlq", "}:res:", "}:brk", "}:lock:"].iter().any(|kind| key.contains(kind))
     }
 
     /// Fields of a hash that do not come back, by the kind of key.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agenthub::messages::{EventBatch, Topic};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -70,7 +71,14 @@ fn read(brokers: &str, topic: &str) -> Vec<Found> {
     let mut found = Vec::new();
     while left > 0 {
         let record = consumer.poll(timeout).expect("records below the watermark");
-        let record = record.unwrap();
+        let record = match record {
+            Ok(record) => record,
+            // The client connects again by itself.
+            Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+            )) => continue,
+            Err(error) => panic!("{error}"),
+        };
         if record.offset() >= ends[&record.partition()] {
             continue; // came since, and does not stand for one that is still to be read
         }

@@ -434,7 +434,11 @@ pub async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
         expires_in_s: None,
         policy: KeyPolicy::default(),
     };
-    keys.create(new).await.unwrap().1.text
+    // A broker that has just started may not take a record yet.
+    super::eventually("the key is made", async || {
+        keys.create(new.clone()).await.ok().map(|made| made.1.text)
+    })
+    .await
 }
 
 pub async fn body(response: Response) -> (StatusCode, Value) {
