@@ -9,6 +9,7 @@
 
 mod admin_budget;
 mod admin_keys;
+mod agent_view;
 mod audit;
 mod body;
 mod caller;

@@ -37,6 +37,8 @@ pub struct Acquire<'a> {
     pub plan: Option<&'a Sealed>,
     /// What the run does.
     pub kind: RunKind,
+    /// The command's [turn](crate::messages::Command::turn).
+    pub turn: u32,
     /// Milliseconds since the epoch at its admission.
     pub created: u64,
     /// Milliseconds since the epoch at which it times out.
@@ -249,6 +251,8 @@ pub enum Next {
         /// Its plan.
         plan: Sealed,
     },
+    /// Back to the planner, for the next turn.
+    Plan,
     /// Aside, until a time.
     Park {
         /// Milliseconds since the epoch.

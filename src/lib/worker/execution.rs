@@ -18,7 +18,7 @@ use super::progress::{After, Progress};
 use super::spending::{Bounded, Unpriced};
 use crate::config::Settings;
 use crate::executor::schedule::Outcome;
-use crate::messages::{Command, EventType};
+use crate::messages::{Command, EventType, RunKind};
 use crate::plan::{CheckedPlan, Plan};
 use crate::pricing::Prices;
 use crate::privacy::DataKey;
@@ -42,6 +42,8 @@ pub(super) struct Prepared {
     plan: Result<CheckedPlan, String>,
     /// The steps that are begun with the acquire.
     first: Vec<FirstStep>,
+    /// Whether nothing of the run was executed before.
+    first_turn: bool,
 }
 
 /// A step that is begun with the acquire.
@@ -101,7 +103,11 @@ impl Execution {
                 call,
             });
         }
-        Prepared { plan, first }
+        Prepared {
+            plan,
+            first,
+            first_turn: command.turn == 0,
+        }
     }
 
     /// The stage's first events, and the steps that are begun with it.
@@ -109,17 +115,16 @@ impl Execution {
         let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };
-        let mut begin = Begin {
-            set: BTreeMap::new(),
-            events: vec![NewEvent {
+        let mut begin = Begin::default();
+        if prepared.first_turn {
+            begin.events.push(NewEvent {
                 event_type: EventType::RunStarted,
                 data: json!({ "steps": plan.steps().len() }).to_string(),
                 step: None,
                 attempt: None,
                 state: None,
-            }],
-            reserve: Vec::new(),
-        };
+            });
+        }
         for step in &prepared.first {
             let entry = StepEntry::begun(&step.tool, 1, now_ms);
             begin.set.insert(
@@ -453,6 +458,8 @@ impl Carrying<'_> {
                 data,
                 state: None,
             }
+        } else if self.run.command.spec.kind == RunKind::Agent {
+            Next::Plan // the model is told what its calls gave
         } else {
             let data = self.run.told(&json!({ "result": self.progress.result() }));
             Next::End {

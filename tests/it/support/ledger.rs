@@ -149,6 +149,7 @@ impl Ledger {
             spec: &spec,
             plan: None,
             kind: RunKind::PlanExecute,
+            turn: 0,
             created: now_ms(),
             deadline: now_ms() + 60_000,
             parallel: false,

@@ -42,6 +42,7 @@ fn request(messages: Vec<ChatMessage>) -> ChatRequest {
         model: "gpt-4o-mini".into(),
         messages,
         functions: tools.map(step_function).to_vec(),
+        text_only: false,
         max_output_tokens: 1000,
         traceparent: None,
     }

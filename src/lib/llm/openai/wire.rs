@@ -4,9 +4,10 @@ use async_openai::types::chat::{
     ChatCompletionMessageToolCall, ChatCompletionMessageToolCalls,
     ChatCompletionRequestAssistantMessage, ChatCompletionRequestMessage,
     ChatCompletionRequestSystemMessage, ChatCompletionRequestToolMessage,
-    ChatCompletionRequestUserMessage, ChatCompletionTool, ChatCompletionTools, CompletionUsage,
+    ChatCompletionRequestUserMessage, ChatCompletionStreamOptions, ChatCompletionTool,
+    ChatCompletionToolChoiceOption, ChatCompletionTools, CompletionUsage,
     CreateChatCompletionRequest, CreateChatCompletionResponse, FinishReason,
-    FunctionCall as WireCall, FunctionObject,
+    FunctionCall as WireCall, FunctionObject, ToolChoiceOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -21,11 +22,32 @@ pub(super) fn request(request: ChatRequest) -> CreateChatCompletionRequest {
     CreateChatCompletionRequest {
         model: request.model,
         messages: request.messages.into_iter().map(message).collect(),
+        // Without tools there is nothing to choose, and OpenAI says so.
+        tool_choice: (request.text_only && !tools.is_empty())
+            .then_some(ChatCompletionToolChoiceOption::Mode(ToolChoiceOptions::None)),
         // An empty list is refused by OpenAI.
         tools: (!tools.is_empty()).then_some(tools),
         max_completion_tokens: Some(request.max_output_tokens),
         ..CreateChatCompletionRequest::default()
     }
+}
+
+/// The request for an answer in pieces, the last of which tells the usage.
+pub(super) fn streamed(of: ChatRequest) -> CreateChatCompletionRequest {
+    CreateChatCompletionRequest {
+        stream: Some(true),
+        stream_options: Some(ChatCompletionStreamOptions {
+            include_usage: Some(true),
+            include_obfuscation: None,
+        }),
+        ..request(of)
+    }
+}
+
+/// An answer's body.
+pub(super) fn read(body: &[u8]) -> Result<ChatAnswer, LlmError> {
+    let normal = normalise(body).map_err(|e| failure::malformed(&e))?;
+    answer(serde_json::from_slice(&normal).map_err(|e| failure::malformed(&e))?)
 }
 
 fn tool(function: Function) -> ChatCompletionTools {
@@ -251,8 +273,7 @@ mod tests {
     use super::*;
 
     fn read(body: &Value) -> Result<ChatAnswer, LlmError> {
-        let normal = normalise(body.to_string().as_bytes()).map_err(|e| failure::malformed(&e))?;
-        answer(serde_json::from_slice(&normal).unwrap())
+        super::read(body.to_string().as_bytes())
     }
 
     #[test]
@@ -346,6 +367,7 @@ mod tests {
                 description: "d".into(),
                 parameters: json!({"type": "object"}),
             }],
+            text_only: false,
             max_output_tokens: 9,
             traceparent: None,
         });
