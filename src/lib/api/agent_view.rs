@@ -28,8 +28,9 @@ pub(super) fn answers(reader: &Reader<'_>, journal: &Journal) -> Vec<Value> {
 /// what the journal has.
 pub(super) fn steps(reader: &Reader<'_>, answers: &[Value], journal: &Journal) -> Vec<StepBody> {
     if answers.is_empty() {
-        let begun =
-            |(id, entry): (&String, &StepEntry)| reader.begun(StepBody::new(id, &entry.tool), entry);
+        let begun = |(id, entry): (&String, &StepEntry)| {
+            reader.begun(StepBody::new(id, &entry.tool), entry)
+        };
         return journal.steps.iter().map(begun).collect();
     }
     let mut steps = Vec::new();

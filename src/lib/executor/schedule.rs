@@ -218,6 +218,27 @@ mod tests {
     }
 
     #[test]
+    fn where_each_step_is_on_its_own_only_an_unknown_outcome_stops_others() {
+        let plan = checked(&[("a", &[]), ("b", &[]), ("c", &[])]);
+        let mut schedule = fresh(&plan).each_on_its_own(true);
+        schedule.set("a", failed("boom", 1));
+        assert_eq!(ids(&schedule.ready()), ["b", "c"]);
+        schedule.set("b", StepState::Waiting);
+        schedule.set("c", StepState::Succeeded);
+        assert!(!schedule.is_done(), "b is tried again");
+        schedule.set("b", StepState::Succeeded);
+        assert_eq!(schedule.outcome(), Some(Outcome::Succeeded));
+        schedule.set("c", StepState::Pending);
+        schedule.set("b", failed(OUTCOME_UNKNOWN, 2));
+        assert!(schedule.ready().is_empty());
+        let expected = Outcome::Failed {
+            step_id: "b".into(),
+            code: OUTCOME_UNKNOWN.into(),
+        };
+        assert_eq!(schedule.outcome(), Some(expected));
+    }
+
+    #[test]
     fn a_failure_starts_nothing_and_lets_finish_what_runs() {
         let plan = checked(&[
             ("a", &[]),

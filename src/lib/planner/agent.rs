@@ -15,7 +15,7 @@ use crate::plan::{Plan, PlanLimits, Step, ToolRules, check};
 use crate::tools::ToolSpec;
 
 /// Calls of one answer that are looked at: no provider offers more functions at once.
-const MAX_CALLS: usize = 128;
+pub const MAX_CALLS: usize = 128;
 /// Characters of a function's name that are kept where there is no such function.
 const MAX_NAME: usize = 64;
 
@@ -58,11 +58,6 @@ pub fn step_id(turn: usize, index: usize) -> String {
     format!("t{turn}s{}", index + 1)
 }
 
-/// The turn whose call has this name.
-pub fn turn_of(step_id: &str) -> Option<usize> {
-    step_id.strip_prefix('t')?.split_once('s')?.0.parse().ok()
-}
-
 /// What `answer` says.
 pub fn said(answer: &ChatAnswer) -> Said<'_> {
     if !answer.tool_calls.is_empty() {
@@ -102,7 +97,12 @@ pub struct Calls {
 
 /// The calls of `answer`, the `turn`-th: each is checked on its own, so that one that is wrong stops no
 /// other. At most `limits.max_steps` may be made.
-pub fn calls(answer: &ChatAnswer, turn: usize, limits: &PlanLimits, tools: &ToolRules<'_>) -> Calls {
+pub fn calls(
+    answer: &ChatAnswer,
+    turn: usize,
+    limits: &PlanLimits,
+    tools: &ToolRules<'_>,
+) -> Calls {
     let mut calls = Calls::default();
     for (index, call) in answer.tool_calls.iter().take(MAX_CALLS).enumerate() {
         let id = step_id(turn, index);
@@ -163,7 +163,9 @@ fn step(
                 let place = problem.path.strip_prefix("/steps/0").unwrap_or_default();
                 format!("{place}: {}", problem.message)
             });
-            let code = problems.first().map_or("invalid_args", |problem| problem.code);
+            let code = problems
+                .first()
+                .map_or("invalid_args", |problem| problem.code);
             let told: Vec<String> = told.collect();
             Err((code, told.join("; ").trim_start_matches(": ").to_owned()))
         }
@@ -250,7 +252,11 @@ fn append(messages: &mut Vec<ChatMessage>, number: usize, turn: &Turn, max_resul
             arguments: echoed_arguments(&call.arguments),
         })
         .collect();
-    let content = turn.answer.content.clone().filter(|text| !text.trim().is_empty());
+    let content = turn
+        .answer
+        .content
+        .clone()
+        .filter(|text| !text.trim().is_empty());
     let ids: Vec<String> = tool_calls.iter().map(|call| call.id.clone()).collect();
     if content.is_some() || !tool_calls.is_empty() {
         messages.push(ChatMessage::Assistant {

@@ -71,12 +71,10 @@ pub fn request(
 fn echoed_calls(answer: &ChatAnswer) -> Vec<FunctionCall> {
     let calls = answer.tool_calls.iter().enumerate();
     calls
-        .map(|(index, call)| {
-            FunctionCall {
-                id: format!("call_{index}"),
-                name: call.name.clone(),
-                arguments: echoed_arguments(&call.arguments),
-            }
+        .map(|(index, call)| FunctionCall {
+            id: format!("call_{index}"),
+            name: call.name.clone(),
+            arguments: echoed_arguments(&call.arguments),
         })
         .collect()
 }

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::llm::{ChatAnswer, ChatRequest, LlmClient};
 use crate::messages::EventType;
 use crate::plan::{Plan, PlanLimits, ToolRules};
-use crate::planner::agent::{self, CallResult, Calls, Said, Turn, step_id};
+use crate::planner::agent::{self, CallResult, Calls, MAX_CALLS, Said, Turn, step_id};
 use crate::runs::{NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition};
 use crate::tools::catalogue;
 
@@ -75,7 +75,14 @@ pub(super) async fn carry_out(
             }
             Said::Calls => {
                 let made = agent.calls(&answered.answer);
-                tell(&run, &mut transition, &agent, &answered.answer, answered.cost, &made);
+                tell(
+                    &run,
+                    &mut transition,
+                    &agent,
+                    &answered.answer,
+                    answered.cost,
+                    &made,
+                );
                 if !made.steps.is_empty() {
                     let plan = Plan {
                         steps: made.steps,
@@ -111,9 +118,9 @@ impl<'r> Agent<'r> {
         for call in journal.model_calls.values() {
             let answer = open_answer(run, call)?;
             let number = turns.len() + 1;
-            let results = (0..answer.tool_calls.len())
-                .map_while(|index| journal.steps.get(&step_id(number, index)))
-                .map(|entry| result(run, entry))
+            let calls = answer.tool_calls.len().min(MAX_CALLS);
+            let results = (0..calls)
+                .map(|index| result(run, journal.steps.get(&step_id(number, index))))
                 .collect::<Result<_, String>>()?;
             turns.push(Turn { answer, results });
         }
@@ -170,14 +177,20 @@ impl<'r> Agent<'r> {
 }
 
 /// What a step gave, for the model.
-fn result(run: &Owned, entry: &StepEntry) -> Result<CallResult, String> {
+fn result(run: &Owned, entry: Option<&StepEntry>) -> Result<CallResult, String> {
+    let Some(entry) = entry else {
+        return Ok(CallResult::Failed {
+            code: "not_run".to_owned(),
+            message: "the call was not made".to_owned(),
+        });
+    };
     if let Some(output) = &entry.output {
         let bytes = run.key.open(output).map_err(|e| e.to_string())?;
         let value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
         return Ok(CallResult::Output(value));
     }
     Ok(CallResult::Failed {
-        code: entry.code.clone().unwrap_or_else(|| "not_run".to_owned()),
+        code: entry.code.clone().unwrap_or_default(),
         message: entry.error.clone().unwrap_or_default(),
     })
 }
@@ -205,7 +218,10 @@ fn tell(
         })),
         step: None,
         attempt: None,
-        state: Some(run.key.seal(&serde_json::to_vec(answer).unwrap_or_default())),
+        state: Some(
+            run.key
+                .seal(&serde_json::to_vec(answer).unwrap_or_default()),
+        ),
     });
     let now = run.context.now_ms();
     for call in &calls.refused {
@@ -219,7 +235,8 @@ fn tell(
         };
         transition.events.push(NewEvent {
             event_type: EventType::StepFailed,
-            data: run.told(&json!({ "tool": call.tool, "code": call.code, "message": call.message })),
+            data: run
+                .told(&json!({ "tool": call.tool, "code": call.code, "message": call.message })),
             step: Some(call.id.clone()),
             attempt: None,
             state: None,

@@ -137,6 +137,27 @@ impl Ledger {
         stage: CommandKind,
         lease_ms: u64,
     ) -> Acquired {
+        self.take(run, owner, stage, lease_ms, 0).await
+    }
+
+    pub async fn acquire_turn(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        turn: u32,
+    ) -> Acquired {
+        self.take(run, owner, stage, 10_000, turn).await
+    }
+
+    async fn take(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        lease_ms: u64,
+        turn: u32,
+    ) -> Acquired {
         let spec = spec(run, &self.session);
         let acquire = Acquire {
             run,
@@ -149,7 +170,7 @@ impl Ledger {
             spec: &spec,
             plan: None,
             kind: RunKind::PlanExecute,
-            turn: 0,
+            turn,
             created: now_ms(),
             deadline: now_ms() + 60_000,
             parallel: false,

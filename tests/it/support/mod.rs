@@ -8,12 +8,15 @@ use agenthub::config::{Settings, Source};
 
 pub mod forwarder;
 pub mod ledger;
+mod passing;
 mod reaper;
 pub mod records;
 mod settled;
 pub mod sse;
 pub mod stack;
 pub mod web;
+
+pub use passing::listen;
 
 /// Secrets of the tests' installations.
 pub const SIGNING: &str = "t1:dGVzdC1zaWduaW5nLXNlY3JldC10ZXN0LXNpZ25pbmctc2VjcmV0";

@@ -225,7 +225,10 @@ mod tests {
     fn answer(events: &[Value], size: usize) -> (Result<ChatAnswer, LlmError>, Vec<String>) {
         let heard = Mutex::new(Vec::new());
         let sink = |text: &str| heard.lock().unwrap().push(text.to_owned());
-        let body: String = events.iter().map(|e| format!("data: {e}\r\n\r\n")).collect();
+        let body: String = events
+            .iter()
+            .map(|e| format!("data: {e}\r\n\r\n"))
+            .collect();
         let (mut pieces, mut lines) = (Pieces::default(), Lines::default());
         let mut read = || {
             for chunk in body.as_bytes().chunks(size) {
@@ -252,7 +255,9 @@ mod tests {
             delta(&json!({"role": "assistant", "content": ""})),
             delta(&json!({"content": "Grüße, "})),
             delta(&json!({"content": "you"})),
-            delta(&json!({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]})),
+            delta(
+                &json!({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]}),
+            ),
             delta(&json!({"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g"}}]})),
             delta(&json!({"tool_calls": [{"index": 0, "function": {"arguments": "{\"x\":"}}]})),
             delta(&json!({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]})),
@@ -266,7 +271,9 @@ mod tests {
             assert_eq!(heard.concat(), "Grüße, you");
             assert_eq!(answer.model, "m");
             let calls = answer.tool_calls.iter();
-            let calls: Vec<_> = calls.map(|c| (c.id.as_str(), c.name.as_str(), c.arguments.as_str())).collect();
+            let calls: Vec<_> = calls
+                .map(|c| (c.id.as_str(), c.name.as_str(), c.arguments.as_str()))
+                .collect();
             assert_eq!(calls, [("a", "f", "{\"x\":1}"), ("b", "g", "")]);
             assert_eq!(answer.usage.unwrap().input_tokens, 7);
         }
@@ -275,12 +282,21 @@ mod tests {
     #[test]
     fn calls_without_numbers_are_told_apart_by_their_ids() {
         let call = |id: Value, arguments: Value| {
-            delta(&json!({"tool_calls": [{"id": id, "function": {"name": "f", "arguments": arguments}}]}))
+            delta(
+                &json!({"tool_calls": [{"id": id, "function": {"name": "f", "arguments": arguments}}]}),
+            )
         };
         let end = json!({"choices": [{"finish_reason": "stop"}]});
-        let events = [call(json!("a"), json!({"x": 1})), call(json!("b"), json!("{}")), end];
+        let events = [
+            call(json!("a"), json!({"x": 1})),
+            call(json!("b"), json!("{}")),
+            end,
+        ];
         let calls = answer(&events, 50).0.unwrap().tool_calls;
-        let calls: Vec<_> = calls.iter().map(|c| (c.name.as_str(), c.arguments.as_str())).collect();
+        let calls: Vec<_> = calls
+            .iter()
+            .map(|c| (c.name.as_str(), c.arguments.as_str()))
+            .collect();
         assert_eq!(calls, [("f", "{\"x\":1}"), ("f", "{}")]);
     }
 

@@ -23,8 +23,9 @@ pub(super) fn request(request: ChatRequest) -> CreateChatCompletionRequest {
         model: request.model,
         messages: request.messages.into_iter().map(message).collect(),
         // Without tools there is nothing to choose, and OpenAI says so.
-        tool_choice: (request.text_only && !tools.is_empty())
-            .then_some(ChatCompletionToolChoiceOption::Mode(ToolChoiceOptions::None)),
+        tool_choice: (request.text_only && !tools.is_empty()).then_some(
+            ChatCompletionToolChoiceOption::Mode(ToolChoiceOptions::None),
+        ),
         // An empty list is refused by OpenAI.
         tools: (!tools.is_empty()).then_some(tools),
         max_completion_tokens: Some(request.max_output_tokens),

@@ -26,13 +26,11 @@ pub(super) fn goal<'a>(request: &'a Request<'_>) -> Option<&'a Message> {
         .iter()
         .rev()
         .filter(|m| m.role == Role::User);
-    users
-        .into_iter()
-        .find(|m| {
-            let text = m.text();
-            let text = text.trim_start();
-            !text.starts_with(REJECTION) && !text.starts_with(REFUSAL)
-        })
+    users.into_iter().find(|m| {
+        let text = m.text();
+        let text = text.trim_start();
+        !text.starts_with(REJECTION) && !text.starts_with(REFUSAL)
+    })
 }
 
 /// Whether the request is for a summary of a text, which is data: no goal, and no place for scripts.
