@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -321,7 +320,7 @@ async fn a_cancel_during_a_question() {
         let mut follow = stack.follow(&format!("run_id={run}"), None).await;
         follow.until("step.completed").await;
         follow.until("plan.started").await;
-        assert_eq!(stack.cancel(&run, mode).await.0, StatusCode::OK);
+        assert!(stack.cancel(&run, mode).await.0.is_success());
         assert_eq!(kinds(&follow.rest().await).last(), Some(&"run.cancelled"));
         let ended = stack.ended(&run).await;
         assert_eq!(ended["status"], "cancelled", "{ended}");
@@ -346,7 +345,7 @@ async fn a_cancel_during_a_call() {
         let goal = scripted(&json!([calls(&[fetch(&web, path)])]));
         let run = stack.submit_agent(&session, &goal, &json!({})).await;
         web.until_hit(path, 1).await;
-        assert_eq!(stack.cancel(&run, mode).await.0, StatusCode::OK);
+        assert!(stack.cancel(&run, mode).await.0.is_success());
         web.release();
         let ended = stack.ended(&run).await;
         assert_eq!(ended["status"], "cancelled", "{ended}");

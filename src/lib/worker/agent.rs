@@ -43,8 +43,7 @@ pub(super) async fn carry_out(
     let mut transition = run.transition();
     loop {
         if agent.turns.len() >= settings.max_turns {
-            let message = format!("the model gave no answer in {} turns", settings.max_turns);
-            return fail(&run, transition, "max_turns_exceeded", &message).await;
+            return out_of_turns(&run, settings, transition).await;
         }
         let question = agent.question(opening);
         let mut answered = match calls.ask(&question, transition, &mut signal).await {
@@ -73,6 +72,10 @@ pub(super) async fn carry_out(
                     results: Vec::new(),
                 });
             }
+            // Nobody would look at what these give.
+            Said::Calls if agent.is_last_turn() => {
+                return out_of_turns(&run, settings, transition).await;
+            }
             Said::Calls => {
                 let made = agent.calls(&answered.answer);
                 tell(
@@ -99,6 +102,11 @@ pub(super) async fn carry_out(
             }
         }
     }
+}
+
+async fn out_of_turns(run: &Owned, settings: &Settings, transition: Transition<'_>) {
+    let message = format!("the model gave no answer in {} turns", settings.max_turns);
+    fail(run, transition, "max_turns_exceeded", &message).await;
 }
 
 /// Where an agent is.
@@ -139,12 +147,15 @@ impl<'r> Agent<'r> {
         self.settings.max_steps.min(asked)
     }
 
+    fn is_last_turn(&self) -> bool {
+        self.turns.len() + 1 >= self.settings.max_turns
+    }
+
     /// The next question. The last one, and one after which no call can be made, wants an answer in text.
     fn question(&self, opening: &ChatRequest) -> ChatRequest {
         let max = self.settings.max_shown_bytes.0;
         let mut question = agent::question(opening, &self.turns, max);
-        let last = self.turns.len() + 1 >= self.settings.max_turns;
-        question.text_only = last || self.made >= self.max_steps();
+        question.text_only = self.is_last_turn() || self.made >= self.max_steps();
         question
     }
 

@@ -340,6 +340,29 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_asked_for_where_there_are_functions() {
+        let asked = |functions: Vec<Function>, text_only| {
+            let wire = request(ChatRequest {
+                model: "m".into(),
+                messages: vec![],
+                functions,
+                text_only,
+                max_output_tokens: 9,
+                traceparent: None,
+            });
+            serde_json::to_value(wire).unwrap()["tool_choice"].clone()
+        };
+        let function = Function {
+            name: "f".into(),
+            description: "d".into(),
+            parameters: json!({}),
+        };
+        assert_eq!(asked(vec![function.clone()], true), json!("none"));
+        assert_eq!(asked(vec![function], false), Value::Null);
+        assert_eq!(asked(vec![], true), Value::Null);
+    }
+
+    #[test]
     fn a_conversation_has_openais_form() {
         let wire = request(ChatRequest {
             model: "m".into(),
