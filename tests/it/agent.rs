@@ -249,21 +249,35 @@ async fn a_failed_call_is_told_to_the_model_and_stops_no_other() {
 async fn wrong_calls_alone_go_back_to_the_model_at_once() {
     let stack = shared().await;
     let nonsense = calls(&[json!({ "name": "no_such_tool" })]);
-    let goal =
-        scripted(&json!([nonsense, { "content": "" }, nonsense, { "content": "after all" }]));
+    let goal = scripted(&json!([
+        nonsense, { "content": "" }, nonsense, calls(&[ads()]), { "content": "after all" }
+    ]));
     let run = stack
         .submit_agent(&stack.session().await, &goal, &json!({}))
         .await;
     let ended = stack.ended(&run).await;
     assert_eq!(ended["result"]["answer"], "after all", "{ended}");
-    assert_eq!(steps(&ended), ["t1s1 failed", "t3s1 failed"]);
-    assert_eq!(model_calls(&ended), 4);
+    assert_eq!(
+        steps(&ended),
+        ["t1s1 failed", "t3s1 failed", "t4s1 succeeded"]
+    );
+    assert_eq!(model_calls(&ended), 5);
+    let events = stack.events(&run).await;
+    let turns = events
+        .iter()
+        .filter_map(|e| e.data["data"]["turn"].as_u64());
+    // Begun, three times called, begun again after the fourth.
+    assert_eq!(turns.collect::<Vec<_>>(), [1, 1, 3, 4, 5]);
     stack.assert_settled(&run).await;
 }
 
 #[tokio::test]
 async fn turns_and_calls_have_an_end() {
-    let stack = Stack::start(&[("AGENTHUB_MAX_TURNS", "3")]).await;
+    let stack = Stack::start(&[
+        ("AGENTHUB_MAX_TURNS", "3"),
+        ("AGENTHUB_LLM_STREAM", "false"),
+    ])
+    .await;
     let session = stack.session().await;
     // It calls whatever it is told.
     let goal = format!("Do it [[sim: {}]]", calls(&[ads()]));
@@ -282,6 +296,13 @@ async fn turns_and_calls_have_an_end() {
     let run = stack
         .submit_agent(&session, &goal, &json!({ "max_steps": 2 }))
         .await;
+    let mut follow = stack.follow(&format!("run_id={run}"), None).await;
+    let frames = follow.rest().await;
+    assert_eq!(
+        history(&frames).len(),
+        frames.len(),
+        "nothing is told in passing"
+    );
     let ended = stack.ended(&run).await;
     assert_eq!(ended["result"]["answer"], "enough", "{ended}");
     let succeeded = steps(&ended)
@@ -431,7 +452,7 @@ async fn the_command_line_runs_agents() {
     stack.set("AGENTHUB_URL", &url);
     stack.set("AGENTHUB_API_KEY", &key);
     let told = tokio::time::timeout(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         stack.command(&["run", "--mode", "agent", ADS]),
     );
     let told = told.await.unwrap();

@@ -574,7 +574,9 @@ async fn a_run_goes_back_to_the_planner_turn_by_turn() {
             .acquire_turn(&run, &executor, CommandKind::Execute, turn)
             .await;
         assert_eq!(acquired.outcome, Outcome::Acquired);
-        let back = ledger.record(&run, &executor, 1, Some(Next::Plan)).await;
+        let back = ledger
+            .record(&run, &executor, 1, Some(Next::Plan { turn: turn + 1 }))
+            .await;
         commands.extend(emitted(back));
         let stale = ledger
             .acquire_turn(&run, "late", CommandKind::Plan, turn)

@@ -136,7 +136,7 @@ pub struct Command {
     pub kind: CommandKind,
     /// How many commands were emitted before for the same run.
     pub wake: u32,
-    /// How many turns of an agent were executed before; 0 for all other runs.
+    /// The turn of an agent that was executed last, from 1; 0 before the first, and for all other runs.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub turn: u32,
     /// What was asked for.

@@ -58,6 +58,11 @@ pub fn step_id(turn: usize, index: usize) -> String {
     format!("t{turn}s{}", index + 1)
 }
 
+/// The turn whose call has this name.
+pub fn turn_of(step_id: &str) -> Option<u32> {
+    step_id.strip_prefix('t')?.split_once('s')?.0.parse().ok()
+}
+
 /// What `answer` says.
 pub fn said(answer: &ChatAnswer) -> Said<'_> {
     if !answer.tool_calls.is_empty() {

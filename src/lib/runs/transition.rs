@@ -252,7 +252,10 @@ pub enum Next {
         plan: Sealed,
     },
     /// Back to the planner, for the next turn.
-    Plan,
+    Plan {
+        /// The turn that was executed, from 1. It rises.
+        turn: u32,
+    },
     /// Aside, until a time.
     Park {
         /// Milliseconds since the epoch.

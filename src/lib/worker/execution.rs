@@ -20,6 +20,7 @@ use crate::config::Settings;
 use crate::executor::schedule::Outcome;
 use crate::messages::{Command, EventType, RunKind};
 use crate::plan::{CheckedPlan, Plan};
+use crate::planner::agent::turn_of;
 use crate::pricing::Prices;
 use crate::privacy::DataKey;
 use crate::runs::{
@@ -442,6 +443,15 @@ impl Carrying<'_> {
         self.run.finish(transition).await;
     }
 
+    /// Back to the planner. The steps of an agent's turn are named by it.
+    fn next_turn(&self) -> Next {
+        let before = self.run.command.turn;
+        let turn = self.progress.first_step().and_then(turn_of);
+        Next::Plan {
+            turn: turn.unwrap_or(before).max(before + 1),
+        }
+    }
+
     async fn end(&mut self, mut transition: Transition<'_>) {
         let next = if let Some(Outcome::Failed { step_id, code }) = self.progress.outcome() {
             let message = self
@@ -459,7 +469,7 @@ impl Carrying<'_> {
                 state: None,
             }
         } else if self.run.command.spec.kind == RunKind::Agent {
-            Next::Plan // the model is told what its calls gave
+            self.next_turn() // the model is told what its calls gave
         } else {
             let data = self.run.told(&json!({ "result": self.progress.result() }));
             Next::End {

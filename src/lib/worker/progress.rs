@@ -106,6 +106,10 @@ impl<'a> Progress<'a> {
         self.plan.steps().get(self.plan.index_of(id)?)
     }
 
+    pub(super) fn first_step(&self) -> Option<&'a str> {
+        self.plan.steps().first().map(|step| step.id.as_str())
+    }
+
     pub(super) fn attempts(&self, id: &str) -> u32 {
         self.entries.get(id).map_or(1, |entry| entry.attempts)
     }

@@ -217,6 +217,7 @@ impl Pieces {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::sync::Mutex;
 
     use super::*;
@@ -225,10 +226,10 @@ mod tests {
     fn answer(events: &[Value], size: usize) -> (Result<ChatAnswer, LlmError>, Vec<String>) {
         let heard = Mutex::new(Vec::new());
         let sink = |text: &str| heard.lock().unwrap().push(text.to_owned());
-        let body: String = events
-            .iter()
-            .map(|e| format!("data: {e}\r\n\r\n"))
-            .collect();
+        let mut body = String::new();
+        for event in events {
+            _ = write!(body, "data: {event}\r\n\r\n");
+        }
         let (mut pieces, mut lines) = (Pieces::default(), Lines::default());
         let mut read = || {
             for chunk in body.as_bytes().chunks(size) {

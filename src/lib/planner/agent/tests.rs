@@ -243,6 +243,8 @@ fn a_long_result_is_cut_and_says_so() {
 #[test]
 fn a_step_tells_its_turn() {
     assert_eq!(step_id(12, 0), "t12s1");
+    assert_eq!(turn_of("t12s1"), Some(12));
+    assert_eq!(["s1", "t1", "tXs1", "x"].map(turn_of), [None; 4]);
     assert!(crate::plan::is_step_id(&step_id(9999, 127)));
 }
 

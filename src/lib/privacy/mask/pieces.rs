@@ -132,17 +132,16 @@ impl Pieces {
         if settled == self.settled {
             return None;
         }
-        let masked = masker.text(&self.text[..settled]).0;
+        let shown = masker.text(&self.text[..settled]).0;
         // A hit can make another beside it, so it is looked whether the whole begins like that. If not,
         // what comes decides.
-        let agrees =
-            masked.starts_with(&self.told) && masker.text(&self.text).starts_with(&*masked);
+        let agrees = shown.starts_with(&self.told) && masker.text(&self.text).starts_with(&*shown);
         if !agrees {
             return None;
         }
-        let masked = masked.into_owned();
+        let shown = shown.into_owned();
         self.settled = settled;
-        self.tell(masked)
+        self.tell(shown)
     }
 
     /// The rest, now that the text is whole; `None` when that is nothing. A text that grew too long has
