@@ -25,7 +25,7 @@ fmt: ## Format the code
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny} infra/local/lib/*.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny,smoke,schemathesis} infra/local/lib/*.sh; \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
 
 fuzz: ## Run the property tests with many more cases (CASES=20000)

@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use client::Api;
 use machine::Processes;
 use report::{Report, Row};
-use scenario::{Stack, load, lone, masking, read};
+use scenario::{Stack, load, lone, masking, read, replay};
 
 /// Measures a running stack. `perf/run` starts one and calls this.
 #[derive(Debug, Parser)]
@@ -74,6 +74,8 @@ enum Part {
     Lone,
     /// Many runs at once.
     Load,
+    /// Commands that are put onto their topic again.
+    Replay,
 }
 
 #[tokio::main]
@@ -117,6 +119,10 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
             let time = Duration::from_secs(args.seconds);
             let loading = load::measure(&stack, time, report);
             bounded(120 + args.seconds, loading).await.context("load")?;
+        }
+        if wanted(Part::Replay) {
+            let replaying = replay::measure(&stack, report);
+            bounded(120, replaying).await.context("replay")?;
         }
     }
     if wanted(Part::Masking) {

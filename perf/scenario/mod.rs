@@ -4,6 +4,7 @@ pub mod load;
 pub mod lone;
 pub mod masking;
 pub mod read;
+pub mod replay;
 
 use std::path::PathBuf;
 

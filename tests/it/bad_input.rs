@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agenthub::governance::{NewKey, Role};
-use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic, header};
+use agenthub::messages::{DeadLetter, FailureClass, KeyPolicy, Outgoing, Signer, Topic, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rdkafka::ClientConfig;
@@ -294,6 +294,7 @@ async fn every_wrong_key_gets_the_same_answer() {
         name: "gone".into(),
         role: Role::Client,
         expires_in_s,
+        policy: KeyPolicy::default(),
     };
     let (record, revoked) = keys.create(new(None)).await.unwrap();
     let with = |key: &str| {

@@ -102,7 +102,7 @@ impl<'a> Insider<'a> {
             "duration_ms": 0, "decision": "allowed",
         });
         let admit = Admit {
-            gate: governance.gate(&key, Permission::Runs),
+            gate: governance.gate(&key, None, Permission::Runs),
             idempotency: None,
             tenant: &spec.tenant,
             run: &run,
@@ -114,9 +114,11 @@ impl<'a> Insider<'a> {
             parallel: false,
             reject: false,
             budget: None,
+            retry_of: None,
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
+            queued_state: None,
             audit: &audit.to_string(),
         };
         let admission = self.stack.runs().admit(&admit).await.unwrap();
@@ -148,6 +150,7 @@ impl<'a> Insider<'a> {
             traceparent: None,
             key_id: &spec.key_id,
             budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         let runs = self.stack.runs();

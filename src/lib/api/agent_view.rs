@@ -13,15 +13,14 @@ use crate::runs::{Journal, StepEntry};
 /// Calls of one answer that are shown.
 const MAX_CALLS: usize = 128;
 
-/// The model's answers, in their order.
+/// The model's answers, in their order; none when one of them cannot be read.
 pub(super) fn answers(reader: &Reader<'_>, journal: &Journal) -> Vec<Value> {
     let Some(key) = reader.key else {
         return Vec::new();
     };
     let calls = journal.model_calls.values();
-    calls
-        .map(|call| exit::open(key, &call.answer).unwrap_or_default())
-        .collect()
+    let answers: Option<Vec<Value>> = calls.map(|call| exit::open(key, &call.answer)).collect();
+    answers.unwrap_or_default()
 }
 
 /// The calls of every turn, each with what the journal has of it. Without answers that can be read,

@@ -32,6 +32,10 @@ impl FromRequestParts<ApiState> for Caller {
             .get::<Scope>()
             .cloned()
             .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
+        if state.parts.health.is_closed() {
+            // The keys are the last thing that a rebuild restores: nobody is told that his is wrong.
+            return Err(ApiError::unavailable("redis"));
+        }
         let key = presented(&parts.headers)
             .and_then(|text| state.parts.governance.recognise(text))
             .ok_or_else(unauthenticated)?;
@@ -78,12 +82,19 @@ impl Caller {
 
     /// The gate of a request that counts against the limits.
     pub(super) fn gate(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.gate(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.gate(&self.key, ip, permission)
     }
 
     /// The gate of a further look within a request that was counted.
     pub(super) fn look(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.look(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.look(&self.key, ip, permission)
+    }
+
+    /// Keeps the role of the key, which the gate has looked up.
+    pub(super) fn note_role(&self, role: String) {
+        self.scope.notes().role = Some(role);
     }
 
     /// Keeps where the limits stand for the answer's headers. A look does not check them.
@@ -99,10 +110,11 @@ impl Caller {
             Read::Refused(refusal) => Err(self.refused(refusal)),
             Read::Found {
                 limits,
+                role,
                 now_ms,
                 value,
-                ..
             } => {
+                self.note_role(role);
                 self.note_limits(limits);
                 Ok((value, now_ms))
             }
@@ -116,7 +128,13 @@ impl Caller {
             metrics::counter!("agenthub_rate_limited_total", "rule" => refusal.rule.clone())
                 .increment(1);
         }
-        self.scope.notes().rule = Some(refusal.rule);
+        {
+            let mut notes = self.scope.notes();
+            notes.rule = Some(refusal.rule);
+            if refusal.role.is_some() {
+                notes.role = refusal.role;
+            }
+        }
         self.note_limits(refusal.limits);
         error
     }
@@ -132,13 +150,24 @@ impl Caller {
         self.found(read).map(|_| ())
     }
 
+    /// An error that is found before the script that counts the request: counted like any other.
+    pub(super) async fn counted(
+        &self,
+        state: &ApiState,
+        permission: Permission,
+        error: ApiError,
+    ) -> ApiError {
+        match self.pass(state, permission).await {
+            Ok(()) => error,
+            Err(refused) => refused,
+        }
+    }
+
     /// The answer to a request for a thing whose id cannot be one: what an unknown one gets, and
     /// counted like it.
     pub(super) async fn not_found(&self, state: &ApiState, permission: Permission) -> ApiError {
-        match self.pass(state, permission).await {
-            Ok(()) => ApiError::new(ErrorCode::NotFound),
-            Err(error) => error,
-        }
+        let error = ApiError::new(ErrorCode::NotFound);
+        self.counted(state, permission, error).await
     }
 }
 
@@ -146,13 +175,23 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
     match refusal.code.as_str() {
         "unauthenticated" => unauthenticated(),
         "forbidden" => ApiError::new(ErrorCode::Forbidden)
-            .detail("the key's role does not allow this request")
+            .detail(match refusal.rule.as_str() {
+                "ips_allowed" => "the key may not be used from this address",
+                "models_allowed" => "the key does not allow this model",
+                "tools_allowed" => "the key does not allow the tools of this request",
+                _ => "the key's role does not allow this request",
+            })
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
         "budget_exhausted" => budget_exhausted(&refusal.rule, clock::now_ms()),
+        "not_retryable" => {
+            ApiError::new(ErrorCode::NotRetryable).details(json!({ "status": refusal.rule }))
+        }
+        "not_unknown" => ApiError::new(ErrorCode::OutcomeKnown),
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }
+        "request_in_flight" => super::once::in_flight(),
         "idempotency_mismatch" => {
             ApiError::new(ErrorCode::IdempotencyMismatch).details(json!({ "rule": refusal.rule }))
         }
@@ -255,6 +294,7 @@ mod tests {
             code: code.to_owned(),
             rule: "key_rate_limit".to_owned(),
             limits,
+            role: None,
         };
         assert!(matches!(
             refusal_error(&refusal("budget_exhausted", vec![])).code,
@@ -265,6 +305,7 @@ mod tests {
             ("forbidden", 403),
             ("not_found", 404),
             ("session_busy", 409),
+            ("request_in_flight", 409),
             ("idempotency_mismatch", 422),
             ("rate_limited", 429),
             ("anything else", 500),

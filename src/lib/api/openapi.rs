@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_keys, docs, probes, problem, runs, sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_keys, admin_tenants, docs, probes, problem, retry, runs,
+    sessions, stream, submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -24,10 +25,12 @@ use crate::error::ErrorCode;
     paths(
         sessions::create, sessions::list, sessions::read, sessions::delete,
         submit::plan, submit::execute, submit::run,
-        runs::list, runs::read, runs::cancel,
+        runs::list, runs::read, runs::cancel, retry::retry, retry::resolve,
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        admin_tenants::set_limits, admin_tenants::read_limits,
+        admin_cache::drop_kept,
         admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
@@ -38,7 +41,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys. Needs the role `admin`."),
+        (name = "admin", description = "API keys, limits and kept results of tools. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),
@@ -65,10 +68,31 @@ fn build() -> Value {
             let operations = item.as_object_mut().into_iter().flatten();
             for (method, operation) in operations {
                 complete(method, path, operation);
+                refine(operation);
             }
         }
     }
     document
+}
+
+/// Forms of parameters, which are the same wherever they occur.
+const FORMS: &[(&str, &str)] = &[
+    ("tenant", "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    ("Idempotency-Key", "^[!-~]{1,255}$"),
+    ("Last-Event-ID", "^[0-9]{1,18}-[0-9]{1,18}$"),
+    ("after", "^[0-9]{1,18}-[0-9]{1,18}$"),
+];
+
+/// Says the form of the parameters that have one.
+fn refine(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters");
+    let parameters = parameters.and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        let form = FORMS.iter().find(|(name, _)| parameter["name"] == *name);
+        if let Some((_, pattern)) = form {
+            parameter["schema"]["pattern"] = json!(pattern);
+        }
+    }
 }
 
 fn headers() -> Value {
@@ -140,10 +164,19 @@ fn error_response(codes: &[ErrorCode]) -> Value {
     json!({ "description": descriptions.join(" "), "content": content })
 }
 
+/// Routes whose `POST` starts a run.
+const STARTS: [&str; 4] = [
+    "/v1/plan",
+    "/v1/execute",
+    "/v1/runs",
+    "/v1/runs/{run_id}/retry",
+];
+
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
     let mut codes = vec![
+        E::MalformedRequest,
         E::InvalidHeader,
         E::UriTooLong,
         E::HeadersTooLarge,
@@ -174,16 +207,23 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    let submits = method == "post" && matches!(path, "/v1/plan" | "/v1/execute" | "/v1/runs");
+    let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
+    if method == "post" {
+        codes.push(E::IdempotencyMismatch);
+    }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
+        codes.extend([E::SessionBusy, E::BudgetExhausted]);
+    } else if method == "post" {
+        codes.push(E::RequestInFlight);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
         "/v1/runs/{run_id}/cancel" => codes.push(E::RunEnded),
+        "/v1/runs/{run_id}/retry" => codes.push(E::NotRetryable),
+        "/v1/runs/{run_id}/steps/{step_id}/resolve" => codes.push(E::OutcomeKnown),
         _ => {}
     }
     codes
@@ -258,7 +298,11 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "TenantLimits",
+            "LimitBody",
             "BudgetRequest",
+            "RetryRequest",
+            "ResolveRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -7,10 +7,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
 use crate::pricing::Prices;
@@ -18,6 +19,7 @@ use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
 use crate::runtime::{Health, Supervisor};
+use crate::store::Redis;
 use crate::stream::Streams;
 
 /// Requests that one process handles at once; streams and waiting requests are not counted.
@@ -30,12 +32,18 @@ const MAX_WAITS: usize = 4096;
 pub struct ApiParts {
     /// The configuration.
     pub settings: Settings,
+    /// What is not a run: circuit breakers, kept results.
+    pub redis: Redis,
     /// The ledger of runs.
     pub runs: Runs,
     /// Keys, roles and limits.
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// Records requests.
+    pub trail: AuditTrail,
+    /// What is kept of tenants.
+    pub tenants: Tenants,
     /// Tenants' budgets.
     pub budgets: Budgets,
     /// Prices of models.
@@ -68,6 +76,7 @@ pub struct Shared {
     pub(super) exit: Exit,
     pub(super) requests: Arc<Semaphore>,
     pub(super) waits: Arc<Semaphore>,
+    pub(super) auth_failures: AuthFailures,
 }
 
 impl std::fmt::Debug for ApiState {
@@ -91,6 +100,7 @@ impl ApiState {
             exit: Exit::new(parts.masker.clone()),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            auth_failures: AuthFailures::new(parts.settings.unauthenticated_limit),
             parts,
         }))
     }

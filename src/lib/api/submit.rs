@@ -21,10 +21,10 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{OnConflict, RunKind, RunSpec};
+use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{Admission, Admit, Claim, RunStatus};
+use crate::runs::{Admission, Admit, Claim, Gate, RunStatus};
 use crate::runtime::clock;
 
 /// A run that was accepted.
@@ -111,8 +111,32 @@ async fn submit(
     caller.scope.notes().session = Some(session.clone());
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
+    let tools = plan.iter().flat_map(|(_, plan)| &plan.steps);
+    let tools = tools.map(|step| step.tool.clone()).collect();
+    let plan = plan.map(|(sealed, _)| sealed);
     let spec = specify(caller, submission, session, &key);
-    let (run, replayed) = admit(state, caller, how, &spec, plan.as_ref(), fingerprint).await?;
+    start(
+        state,
+        caller,
+        how,
+        &spec,
+        (plan.as_ref(), tools),
+        fingerprint,
+    )
+    .await
+}
+
+/// Starts the run, and waits for its end as far as the client wants to. A plan that is given comes with
+/// the tools that its key must allow.
+pub(super) async fn start(
+    state: &ApiState,
+    caller: &Caller,
+    how: &Submitting,
+    spec: &RunSpec,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
+    fingerprint: &str,
+) -> Result<Response, ApiError> {
+    let (run, replayed) = admit(state, caller, how, spec, (plan, tools), fingerprint).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -121,7 +145,7 @@ async fn submit(
     };
     let mut response = match ended {
         Some(ended) => Json(ended).into_response(),
-        None => accepted(spec.session_id, run),
+        None => accepted(spec.session_id.clone(), run),
     };
     let headers = response.headers_mut();
     if replayed {
@@ -165,19 +189,19 @@ fn accepted(session_id: SessionId, run_id: RunId) -> Response {
     (StatusCode::ACCEPTED, [(LOCATION, location)], Json(body)).into_response()
 }
 
-/// The plan of an `execute` run.
+/// The plan of an `execute` run, sealed and open.
 async fn sealed_plan(
     state: &ApiState,
     caller: &Caller,
     submission: &Submission,
     session: &SessionId,
     key: &DataKey,
-) -> Result<Option<Sealed>, ApiError> {
+) -> Result<Option<(Sealed, Plan)>, ApiError> {
     let id = match &submission.plan {
         PlanSource::Planner => return Ok(None),
         PlanSource::Given(plan) => {
             let json = serde_json::to_vec(plan).map_err(|error| internal(&error))?;
-            return Ok(Some(key.seal(&json)));
+            return Ok(Some((key.seal(&json), plan.plan().clone())));
         }
         PlanSource::Run(id) => id,
     };
@@ -200,7 +224,7 @@ async fn sealed_plan(
     let json = key.open(&sealed)?;
     let plan: Plan = serde_json::from_slice(&json).map_err(|error| internal(&error))?;
     check_plan(&plan, submission.tools_allowed.as_deref(), state.settings())?;
-    Ok(Some(sealed))
+    Ok(Some((sealed, plan)))
 }
 
 fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &DataKey) -> RunSpec {
@@ -237,19 +261,55 @@ async fn admit(
     caller: &Caller,
     how: &Submitting,
     spec: &RunSpec,
-    plan: Option<&Sealed>,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
     fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
     let facts = caller.scope.facts();
     let claim = how.idempotency.as_ref();
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
-    let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
-    let queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms }).to_string();
+    let queued_state = match &claim {
+        Some(claim) => {
+            let state_of = QueuedState {
+                claim: claim.clone(),
+                fingerprint: fingerprint.to_owned(),
+            };
+            let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
+            let session = &spec.session_id;
+            let key = sessions::data_key(state, caller, Permission::Runs, session).await?;
+            Some(key.seal(&json))
+        }
+        None => None,
+    };
+    // What the key allows too is known to the script, which writes it into the specification.
+    let tools_allowed = spec.tools_allowed.clone();
+    let untold = RunSpec {
+        tools_allowed: None,
+        ..spec.clone()
+    };
+    let text = serde_json::to_string(&untold).map_err(|error| internal(&error))?;
+    let model = spec.model.as_ref().unwrap_or(&state.settings().model);
+    let mut queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms });
+    if let Some(source) = &spec.retry_of {
+        queued["retry_of"] = json!(source);
+    }
+    let queued = queued.to_string();
     let id = format!("{run}/audit");
-    let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
+    let audit = audit::allowed(
+        state,
+        caller,
+        &id,
+        Some(202),
+        Some(&spec.session_id),
+        Some(run),
+    )?;
     let admit = Admit {
-        gate: caller.gate(state, Permission::Runs),
+        gate: Gate {
+            model: plan.is_none().then(|| model.clone()),
+            tools,
+            tools_allowed,
+            ..caller.gate(state, Permission::Runs)
+        },
         idempotency: claim.as_deref().map(|key| Claim {
             key,
             fingerprint,
@@ -259,15 +319,21 @@ async fn admit(
         run,
         session: &spec.session_id,
         kind: spec.kind,
-        stage: spec.kind.first_command(),
+        // A retry goes on with the plan of the run before it.
+        stage: match plan {
+            Some(_) => CommandKind::Execute,
+            None => spec.kind.first_command(),
+        },
         spec: &text,
         deadline: spec.deadline_ms,
         parallel: spec.on_conflict == OnConflict::Parallel,
         reject: spec.on_conflict == OnConflict::Reject,
         budget: spec.max_cost_micro_usd,
+        retry_of: spec.retry_of.as_ref(),
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,
+        queued_state,
         audit: &audit,
     };
     match state.runs().admit(&admit).await? {
@@ -284,6 +350,8 @@ async fn admit(
         }
         Admission::Admitted(admitted) => {
             caller.note_limits(admitted.limits);
+            caller.note_role(admitted.role);
+            caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
                 not_produced(state, spec, how.idempotency.is_some(), error.into()).await?;
             }

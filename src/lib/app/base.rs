@@ -79,10 +79,16 @@ impl Base {
     }
 
     fn watch_dependencies(&self, broker: BrokerHealth) {
-        let redis = self.redis.clone();
+        let (redis, health) = (self.redis.clone(), self.health.clone());
         let check: Check = Arc::new(move || {
-            let redis = redis.clone();
-            Box::pin(async move { redis.check_durability().await.map_err(|e| e.to_string()) })
+            let (redis, health) = (redis.clone(), health.clone());
+            Box::pin(async move {
+                redis.check_durability().await.map_err(|e| e.to_string())?;
+                // Half a ledger takes nothing in. Workers go on: what is there may be acted on.
+                let rebuilt = redis.is_being_rebuilt().await;
+                health.close(rebuilt.map_err(|e| e.to_string())?);
+                Ok(())
+            })
         });
         self.watch("redis", check);
         let broker = Arc::new(broker);

@@ -107,7 +107,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn masker(source: &Source) -> anyhow::Result<Masker> {
+/// The masker with the operator's patterns.
+pub(super) fn masker(source: &Source) -> anyhow::Result<Masker> {
     let file: Option<PathBuf> = source.setting("AGENTHUB_MASK_PATTERNS_FILE")?;
     let patterns = match file {
         None => Vec::new(),

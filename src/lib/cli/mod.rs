@@ -11,6 +11,7 @@ mod follow;
 pub mod keys;
 pub mod mask;
 mod output;
+pub mod replay;
 pub mod run;
 pub mod runs;
 #[cfg(test)]
@@ -47,6 +48,8 @@ enum Command {
     Keys(keys::Args),
     /// Create, check and describe the topics.
     Topics(topics::Args),
+    /// Print, keep or re-enqueue what topics hold.
+    Replay(Box<replay::Args>),
     /// List and show dead letters.
     Dlq(dlq::Args),
     /// Mask secrets and personal data in standard input.
@@ -73,6 +76,7 @@ impl Cli {
             Command::Docs(args) => docs::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Topics(args) => topics::run(args).await,
+            Command::Replay(args) => replay::run(*args).await,
             Command::Dlq(args) => dlq::run(args).await,
             Command::Mask(args) => mask::run(args).await,
             Command::CheckUrl(args) => check_url::run(args).await,

@@ -1,9 +1,9 @@
-//! `agenthub runs`: lists, shows and cancels runs.
+//! `agenthub runs`: lists, shows, cancels, retries and resolves runs.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{Client, Connection, Run, id};
 use super::follow;
@@ -27,7 +27,8 @@ const STATUSES: [&str; 9] = [
 #[command(after_help = "Examples:\n  \
     agenthub runs list --status failed --limit 5\n  \
     agenthub runs show run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12\n  \
-    agenthub runs cancel run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12 --force")]
+    agenthub runs cancel run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12 --force\n  \
+    agenthub runs retry run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -73,6 +74,35 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Retry a run that did not succeed: a new run takes over its plan and its finished steps.
+    #[command(after_help = "Example:\n  agenthub runs retry run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12")]
+    Retry {
+        #[command(flatten)]
+        common: Common,
+        /// The run that did not succeed.
+        #[arg(value_parser = id)]
+        run_id: String,
+    },
+    /// Say what became of a step whose outcome is unknown; a retry then makes it, or builds on it.
+    #[command(
+        after_help = "Example:\n  agenthub runs resolve run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12 --step pay --outcome succeeded"
+    )]
+    Resolve {
+        #[command(flatten)]
+        common: Common,
+        /// The run.
+        #[arg(value_parser = id)]
+        run_id: String,
+        /// The step.
+        #[arg(long, value_name = "STEP_ID", value_parser = id)]
+        step: String,
+        /// Whether its effect happened.
+        #[arg(long, value_parser = ["succeeded", "failed"])]
+        outcome: String,
+        /// What it gave, JSON, for the steps that build on it.
+        #[arg(long, value_name = "JSON", value_parser = json_value)]
+        output: Option<Value>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,6 +112,10 @@ struct Common {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn json_value(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("expected JSON: {error}"))
 }
 
 /// Runs the command.
@@ -126,6 +160,34 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 json!({ "run_id": run_id, "status": status }).to_string()
             } else {
                 format!("{run_id} {}", one_line(&status, 32))
+            };
+            print(&format!("{text}\n"))?;
+        }
+        Command::Retry { common, run_id } => {
+            let client = Client::new(&common.connection)?;
+            let run = client.retry(&run_id, None).await?;
+            let text = if common.json {
+                json!({ "run_id": run, "retry_of": run_id }).to_string()
+            } else {
+                format!("{} retries {run_id}", one_line(&run, 64))
+            };
+            print(&format!("{text}\n"))?;
+        }
+        Command::Resolve {
+            common,
+            run_id,
+            step,
+            outcome,
+            output,
+        } => {
+            let client = Client::new(&common.connection)?;
+            client
+                .resolve(&run_id, &step, &outcome, output.as_ref())
+                .await?;
+            let text = if common.json {
+                json!({ "run_id": run_id, "step_id": step, "status": outcome }).to_string()
+            } else {
+                format!("{run_id} {step} {outcome}")
             };
             print(&format!("{text}\n"))?;
         }

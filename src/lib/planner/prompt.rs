@@ -212,6 +212,7 @@ mod tests {
             effects: Effects::None,
             parameters,
             timeout: Duration::from_secs(1),
+            cache: None,
         }
     }
 

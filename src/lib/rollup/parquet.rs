@@ -50,6 +50,7 @@ static SCHEMA: LazyLock<Arc<Schema>> = LazyLock::new(|| {
         may("trace_id", text()),
         must("partition", DataType::Int32),
         must("offset", count()),
+        must("count", count()),
     ]))
 });
 
@@ -98,6 +99,7 @@ fn batch(rows: &[Row<'_>]) -> Result<RecordBatch, ParquetError> {
         text(|r| r.trace_id.as_deref()),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.1))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.2))),
+        count(|r| r.count),
     ];
     Ok(RecordBatch::try_new(SCHEMA.clone(), columns)?)
 }
@@ -129,6 +131,7 @@ mod tests {
             id: id.to_owned(),
             ts: 1_770_094_799_999,
             action: "request".to_owned(),
+            count: 1,
             tenant: tenant.map(|t| t.parse().unwrap()),
             key_id: None,
             role: Some("client".to_owned()),

@@ -28,7 +28,7 @@ pub struct Admit<'a> {
     pub kind: RunKind,
     /// Which worker has it first.
     pub stage: CommandKind,
-    /// JSON text of its specification.
+    /// JSON text of its specification, without `tools_allowed`, which the gate tells.
     pub spec: &'a str,
     /// Milliseconds since the epoch at which it times out.
     pub deadline: u64,
@@ -39,6 +39,9 @@ pub struct Admit<'a> {
     /// The most that it may cost, in millionths of a US dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// Trace context of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -47,6 +50,9 @@ pub struct Admit<'a> {
     pub plan: Option<&'a Sealed>,
     /// JSON text of `run.queued`'s data, masked.
     pub queued: &'a str,
+    /// What a rebuild needs beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_state: Option<Sealed>,
     /// JSON text of the audit record.
     pub audit: &'a str,
 }
@@ -112,6 +118,41 @@ pub enum Cancel {
     },
 }
 
+/// What became of a step whose outcome is unknown.
+#[derive(Debug, Serialize)]
+pub struct Resolve<'a> {
+    /// Who says so.
+    pub gate: Gate,
+    /// The tenant.
+    pub tenant: &'a TenantId,
+    /// The run.
+    pub run: &'a RunId,
+    /// The step.
+    pub step: &'a str,
+    /// JSON text of the step's entry as it was read.
+    pub was: &'a str,
+    /// JSON text of the step's entry as it is to be.
+    pub entry: &'a str,
+    /// Names the audit record.
+    pub audit_id: &'a str,
+    /// JSON text of the audit record.
+    pub audit: &'a str,
+}
+
+/// What became of a [`Resolve`].
+#[derive(Debug)]
+pub enum Resolved {
+    /// It was refused.
+    Refused(Refusal),
+    /// It is in the journal.
+    Done {
+        /// Where the limits stand.
+        limits: Vec<LimitRow>,
+        /// What is to be produced.
+        outbox: Vec<OutboxEntry>,
+    },
+}
+
 /// What a governed read gave.
 #[derive(Debug)]
 pub enum Read<T> {
@@ -166,6 +207,9 @@ pub struct SessionCreation<'a> {
     pub key_id: &'a KeyId,
     /// Generation of its event numbers.
     pub generation: u64,
+    /// The claim of the request that creates it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<super::Fence>,
 }
 
 #[derive(Serialize)]
@@ -273,6 +317,28 @@ impl Runs {
                 status,
                 outbox: reply.outbox(tenant)?,
             }),
+        }
+    }
+
+    /// Says what became of a step whose outcome is unknown; what is to be produced, or why not.
+    pub async fn resolve(
+        &self,
+        tenant: &TenantId,
+        resolve: &Resolve<'_>,
+    ) -> Result<Resolved, StoreError> {
+        let values: Vec<Value> = self
+            .redis
+            .invoke(&scripts::RESOLVE, tenant, resolve, &self.settings)
+            .await?;
+        let mut reply = Reply::new(values);
+        let outcome: String = reply.next()?;
+        match outcome.as_str() {
+            "refused" => Ok(Resolved::Refused(reply.refusal()?)),
+            "resolved" => Ok(Resolved::Done {
+                limits: reply.limits()?,
+                outbox: reply.outbox(tenant)?,
+            }),
+            other => Err(unexpected("resolve", other)),
         }
     }
 
@@ -399,8 +465,7 @@ impl Runs {
             return Ok(Read::Refused(reply.refusal()?));
         }
         let limits = reply.limits()?;
-        let (role, _tools, _models): (String, String, String) =
-            (reply.next()?, reply.next()?, reply.next()?);
+        let role = reply.next()?;
         let now_ms = reply.next()?;
         Ok(Read::Found {
             limits,
@@ -443,16 +508,23 @@ impl Runs {
     }
 
     /// Creates a session; when it was created and when it expires, in milliseconds since the epoch.
+    /// `None` when another attempt at the same request has its claim by now: nothing is created then.
     pub async fn create_session(
         &self,
         tenant: &TenantId,
         creation: &SessionCreation<'_>,
-    ) -> Result<(u64, u64), StoreError> {
-        let (created, expires): (String, String) = self
+    ) -> Result<Option<(u64, u64)>, StoreError> {
+        let times: Vec<String> = self
             .redis
             .invoke(&scripts::SESSION_CREATE, tenant, creation, &self.settings)
             .await?;
-        Ok((created.parse().unwrap_or(0), expires.parse().unwrap_or(0)))
+        let [created, expires] = times.as_slice() else {
+            return Ok(None);
+        };
+        Ok(Some((
+            created.parse().unwrap_or(0),
+            expires.parse().unwrap_or(0),
+        )))
     }
 
     /// Erases a session and its runs; how many there were, and what is to be produced.

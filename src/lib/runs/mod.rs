@@ -5,12 +5,14 @@
 //! Invariant: every run that is not terminal has exactly one timer, and every terminal run has told
 //! exactly one terminal event.
 
+mod claims;
 mod client;
 mod gate;
 mod history;
 mod money;
 mod outbox;
 mod passing;
+mod rebuild;
 mod record;
 mod reply;
 mod scripts;
@@ -18,12 +20,16 @@ mod status;
 mod transition;
 mod view;
 
-pub use client::{Admission, Admit, Admitting, Cancel, Claim, Listing, Read, SessionCreation};
-pub use gate::{Gate, GateRule};
+pub use claims::{ClaimEnd, Claimed, Claiming, Fence};
+pub use client::{
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+};
+pub use gate::Gate;
 pub use history::StoredEvent;
 pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};
 pub use passing::PassingEvent;
+pub use rebuild::{RestoredRun, RestoredSession};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};

@@ -53,6 +53,9 @@ pub struct Acquire<'a> {
     /// The most that it may cost, in millionths of a US dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
+    /// The run whose finished steps it takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<&'a RunId>,
     /// What the worker does first, when it is the first to take up this stage.
     pub begin: Begin,
 }
@@ -446,15 +449,22 @@ impl Runs {
         session: &SessionId,
     ) -> Result<Option<String>, StoreError> {
         let key = format!("{}:ses:{session}", self.redis.base(tenant));
-        Ok(self.redis.connection().hget(key, "key").await?)
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.hget(key, "key")).await
     }
 
-    /// The tenants that have a timer whose time has come. One pipeline for all of them.
+    /// The tenants that have a timer whose time has come: in one pipeline, or on a cluster one command
+    /// after the other, since their keys are of different slots.
     pub async fn tenants_with_due_timers(&self) -> Result<Vec<TenantId>, StoreError> {
         let tenants = self.redis.tenants().await?;
         let now = crate::runtime::clock::now_ms();
         let mut due = Vec::new();
-        for tenants in tenants.chunks(1000) {
+        let chunk = if self.redis.connection().is_cluster() {
+            1
+        } else {
+            1000
+        };
+        for tenants in tenants.chunks(chunk) {
             let mut pipe = redis::pipe();
             for tenant in tenants {
                 pipe.zrangebyscore_limit(

@@ -5,11 +5,13 @@
 //! deadline, offsets committed, producer flushed, telemetry flushed, exit code.
 
 pub mod clock;
+mod hangups;
 mod health;
 mod probe;
 mod shutdown;
 mod supervisor;
 
+pub use hangups::Hangups;
 pub use health::{Check, Health};
 pub use probe::{ProbeServer, bind};
 pub use shutdown::Shutdown;

@@ -36,6 +36,9 @@ metrics_table! {
     Counter "agenthub_tokens_total" "Tokens by model and direction (input, output).";
     Counter "agenthub_cost_usd_total" "US dollars spent on models, by model.";
     Counter "agenthub_cache_hits_total" "Tool results taken from the cache, by tool.";
+    Counter "agenthub_cache_lookups_total" "Looks for a kept tool result, by tool and outcome: hit, coalesced (from a call under way), miss, bypassed.";
+    Gauge "agenthub_breaker_state" "The worst circuit breaker of a tool or model endpoint that this worker knows: 0 closed, 1 half-open, 2 open; by tool.";
+    Counter "agenthub_breaker_transitions_total" "Changes of circuit breakers that this worker made or heard of, by tool and state.";
     Counter "agenthub_tool_executions_total" "Attempts of tool calls by tool and outcome.";
     Histogram "agenthub_tool_duration_ms" "Milliseconds of one attempt of a tool call, by tool.";
     Histogram "agenthub_llm_duration_ms" "Milliseconds of one model call, by model.";
@@ -52,7 +55,12 @@ metrics_table! {
     Counter "agenthub_rollup_files_total" "Audit files that a commit marker lists.";
     Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
     Histogram "agenthub_rollup_write_seconds" "Seconds from closing a batch of audit records to its commit marker.";
+    Counter "agenthub_audit_summed_total" "Requests that are in the audit trail only as part of a sum.";
+    Gauge "agenthub_audit_waiting" "Audit records of requests that wait to be produced.";
     Gauge "agenthub_leases" "Runs that this worker owns.";
+    Gauge "agenthub_connections" "Open connections of the API's clients.";
+    Counter "agenthub_connections_refused_total" "Connections that were closed because there were too many.";
+    Counter "agenthub_tls_reloads_total" "Looks at a changed certificate, by outcome: replaced, refused.";
     Gauge "agenthub_sse_streams" "Open SSE streams of this process.";
     Counter "agenthub_stream_resyncs_total" "Times that every stream read the history again.";
     Gauge "agenthub_dependency_up" "Whether a dependency was well when it was last looked at.";

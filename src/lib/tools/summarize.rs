@@ -60,6 +60,10 @@ impl Tool for Summarize {
         &catalogue::SUMMARIZE
     }
 
+    fn credential_scope(&self) -> String {
+        format!("{}/{}", self.model, self.max_output_tokens)
+    }
+
     fn model_use(&self, args: &Value) -> Option<ModelUse> {
         let (request, _) = self.request(args.clone()).ok()?;
         Some(ModelUse {
@@ -86,7 +90,11 @@ impl Tool for Summarize {
         if cut {
             value["text_cut"] = json!(true);
         }
-        Ok(ToolOutput { value, usage })
+        Ok(ToolOutput {
+            value,
+            usage,
+            fresh_for: None,
+        })
     }
 }
 

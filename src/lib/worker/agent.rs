@@ -4,17 +4,16 @@
 //! Invariant: the conversation is made of the journal alone. An answer is recorded with what follows it, in
 //! one transition, so that a worker that takes the run over asks no recorded question again.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use super::lease::Signal;
+use super::llm_router::LlmRouter;
 use super::model_call::ModelCalls;
 use super::owned::Owned;
 use super::planning::{cancelled, fail, journal, open_answer, stop};
 use super::spending::{Bounded, Cost};
 use crate::config::Settings;
-use crate::llm::{ChatAnswer, ChatRequest, LlmClient};
+use crate::llm::{ChatAnswer, ChatRequest};
 use crate::messages::EventType;
 use crate::plan::{Plan, PlanLimits, ToolRules};
 use crate::planner::agent::{self, CallResult, Calls, MAX_CALLS, Said, Turn, step_id};
@@ -27,14 +26,14 @@ const MAX_FAILED_CALLS: u32 = 10;
 /// Takes an agent's turns until its calls go to the executor or it ends.
 pub(super) async fn carry_out(
     run: Owned,
-    llm: &Arc<dyn LlmClient>,
+    llm: &LlmRouter,
     settings: &Settings,
     opening: &ChatRequest,
     first: Option<Bounded>,
 ) {
     let mut agent = match Agent::of(&run, settings) {
         Ok(agent) => agent,
-        Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
+        Err((code, message)) => return fail(&run, run.transition(), code, &message).await,
     };
     let most = u32::try_from(settings.max_turns).unwrap_or(u32::MAX);
     let most = most.saturating_add(MAX_FAILED_CALLS);
@@ -119,18 +118,30 @@ struct Agent<'r> {
 }
 
 impl<'r> Agent<'r> {
-    /// From the run's journal. An error means that something recorded does not open.
-    fn of(run: &'r Owned, settings: &'r Settings) -> Result<Self, String> {
+    /// From the run's journal. An error means that something recorded does not open, or is not there: a
+    /// rebuild knows no answers, and going on without them would repeat their calls.
+    fn of(run: &'r Owned, settings: &'r Settings) -> Result<Self, (&'static str, String)> {
+        let invalid = |message| ("invalid_run", message);
         let journal = run.fields.journal();
         let mut turns = Vec::new();
         for call in journal.model_calls.values() {
-            let answer = open_answer(run, call)?;
+            let answer = open_answer(run, call).map_err(invalid)?;
             let number = turns.len() + 1;
             let calls = answer.tool_calls.len().min(MAX_CALLS);
             let results = (0..calls)
                 .map(|index| result(run, journal.steps.get(&step_id(number, index))))
-                .collect::<Result<_, String>>()?;
+                .collect::<Result<_, String>>()
+                .map_err(invalid)?;
             turns.push(Turn { answer, results });
+        }
+        let answered = turns.len();
+        let is_beyond =
+            |id: &String| agent::turn_of(id).is_some_and(|turn| turn as usize > answered);
+        if journal.steps.keys().any(is_beyond) {
+            return Err((
+                "journal_lost",
+                "an answer whose calls were made is lost".to_owned(),
+            ));
         }
         let made = journal.steps.values().filter(|step| step.attempts > 0);
         let made = made.count();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agenthub::config::Rule;
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
-use agenthub::messages::{CommandKind, KeyRecord, RunKind};
+use agenthub::messages::{CommandKind, KeyPolicy, KeyRecord, RunKind};
 use agenthub::runs::{
     Acquire, Acquired, Admission, Admit, Admitting, Begin, Claim, Gate, Next, Recorded, RunStatus,
     Runs, SessionCreation, Transition,
@@ -56,6 +56,8 @@ impl Ledger {
             old_until_ms: None,
             created_ms: 1,
             expires_ms: None,
+            rotated_by: None,
+            policy: KeyPolicy::default(),
         };
         self.redis.put_key(&record).await.unwrap();
     }
@@ -71,6 +73,7 @@ impl Ledger {
             ttl_ms: 60_000,
             key_id: &self.key_id,
             generation: 1,
+            claim: None,
         };
         self.runs
             .create_session(&self.tenant, &creation)
@@ -83,6 +86,11 @@ impl Ledger {
             key_id: self.key_id.clone(),
             secret_hash: SECRET_HASH.into(),
             roles: vec!["client", "admin"],
+            ip: None,
+            model: None,
+            tools: Vec::new(),
+            tools_allowed: None,
+            not_before: None,
             cost: 1,
             key_rules: rules.iter().map(|r| (*r).into()).collect(),
             tenant_rules: Vec::new(),
@@ -104,9 +112,11 @@ impl Ledger {
             parallel: false,
             reject: false,
             budget: None,
+            retry_of: None,
             traceparent: None,
             plan: None,
             queued: "{}",
+            queued_state: None,
             audit: "{}",
         };
         change(&mut admit);
@@ -137,7 +147,7 @@ impl Ledger {
         stage: CommandKind,
         lease_ms: u64,
     ) -> Acquired {
-        self.take(run, owner, stage, lease_ms, 0).await
+        self.acquire_of(run, owner, stage, lease_ms, 3).await
     }
 
     pub async fn acquire_turn(
@@ -147,7 +157,19 @@ impl Ledger {
         stage: CommandKind,
         turn: u32,
     ) -> Acquired {
-        self.take(run, owner, stage, 10_000, turn).await
+        self.take(run, owner, stage, (10_000, 3), turn).await
+    }
+
+    pub async fn acquire_of(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        lease_ms: u64,
+        max_deliveries: u32,
+    ) -> Acquired {
+        self.take(run, owner, stage, (lease_ms, max_deliveries), 0)
+            .await
     }
 
     async fn take(
@@ -155,7 +177,7 @@ impl Ledger {
         run: &RunId,
         owner: &str,
         stage: CommandKind,
-        lease_ms: u64,
+        (lease_ms, max_deliveries): (u64, u32),
         turn: u32,
     ) -> Acquired {
         let spec = spec(run, &self.session);
@@ -165,7 +187,7 @@ impl Ledger {
             owner,
             lease_ms,
             stage,
-            max_deliveries: 3,
+            max_deliveries,
             not_after: now_ms() + 60_000,
             spec: &spec,
             plan: None,
@@ -177,6 +199,7 @@ impl Ledger {
             traceparent: None,
             key_id: &self.key_id,
             budget: None,
+            retry_of: None,
             begin: Begin::default(),
         };
         self.runs.acquire(&self.tenant, &acquire).await.unwrap()

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use agenthub::config::{Settings, Source};
 
+pub mod broker;
 pub mod forwarder;
 pub mod ledger;
 mod passing;
-mod reaper;
+pub mod raw;
+pub mod reaper;
 pub mod records;
 mod settled;
 pub mod sse;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
 use agenthub::kafka::{KafkaSettings, Producer};
-use agenthub::messages::Signer;
+use agenthub::messages::{KeyPolicy, Signer};
 use agenthub::store::Redis;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -40,8 +40,13 @@ impl Process {
 
     /// Tells it to stop.
     pub fn tell_to_stop(&self) {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.child.id().to_string());
+        let told = Command::new("kill").args([&signal, &pid]).status();
         assert!(told.unwrap().success());
     }
 
@@ -141,6 +146,9 @@ impl Stack {
         // Tests look again and again; those of the limits set their own.
         default("AGENTHUB_KEY_LIMITS", "100000/1000".to_owned());
         default("AGENTHUB_TENANT_LIMITS", "100000/1000".to_owned());
+        default("AGENTHUB_UNAUTHENTICATED_LIMIT", "100000/1000".to_owned());
+        // A busy machine is no outage.
+        default("AGENTHUB_REDIS_TIMEOUT_MS", "2000".to_owned());
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
@@ -178,7 +186,9 @@ impl Stack {
     }
 
     pub fn kafka(&self) -> KafkaSettings {
-        KafkaSettings::from(&settings(&self.namespace, &[]))
+        // Some tests have a broker of their own.
+        let brokers = self.environment["KAFKA_BROKERS"].as_str();
+        KafkaSettings::from(&settings(&self.namespace, &[("KAFKA_BROKERS", brokers)]))
     }
 
     pub fn redis(&self) -> Redis {
@@ -264,8 +274,33 @@ impl Stack {
 
     /// Runs the command line in this installation; what it printed.
     pub async fn command(&self, args: &[&str]) -> String {
+        let output = self.run_command(args).await;
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// As [`Stack::command`], for what must fail; what it said.
+    pub async fn refused_command(&self, args: &[&str]) -> String {
+        let output = self.run_command(args).await;
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn run_command(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
         command.args(args).env_clear().envs(&self.environment);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        output.await.unwrap().unwrap()
+    }
+
+    /// Runs the command line as a client of this installation; what it printed.
+    pub async fn client_command(&self, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
+        command
+            .args(args)
+            .env_clear()
+            .env("AGENTHUB_URL", self.url(""))
+            .env("AGENTHUB_API_KEY", &self.api_key);
         let output = tokio::task::spawn_blocking(move || command.output())
             .await
             .unwrap()
@@ -396,6 +431,7 @@ pub async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
         name: "test".into(),
         role,
         expires_in_s: None,
+        policy: KeyPolicy::default(),
     };
     keys.create(new).await.unwrap().1.text
 }

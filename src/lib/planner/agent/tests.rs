@@ -121,6 +121,7 @@ fn opened() -> ChatRequest {
         version: 1,
         description: "Fetches.",
         effects: Effects::None,
+        cache: None,
         parameters: json!({"$schema": "x", "type": "object", "properties": {"url": {"type": "string"}}}),
         timeout: Duration::from_secs(1),
     };

@@ -2,7 +2,7 @@
 -- worker's first step, so that acquiring and reserving are one transition.
 --
 -- A: run, session, owner, lease_ms, stage, max_deliveries, not_after, spec (JSON text), plan?,
---    kind, turn, created, deadline, parallel, traceparent?, key_id, budget?,
+--    kind, turn, created, deadline, parallel, traceparent?, key_id, budget?, retry_of?,
 --    begin = { set, events, reserve = { { call, bound, model }, … } }
 -- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …
 -- outcomes: acquired, resumed, poisoned | waiting, busy, parked, stale, ended, expired
@@ -43,6 +43,11 @@ if not R then
     end_run(R, 'failed', failure('journal_lost', 'Redis lost what the run had done so far'))
     return reply('ended', R)
   end
+  if A.retry_of and not take_over_steps(R, A.retry_of) then
+    -- Its finished steps are not known any more, and must not be made again.
+    end_run(R, 'failed', failure('retry_source_lost', 'the run whose finished steps it takes over is gone'))
+    return reply('ended', R)
+  end
 end
 
 if is_terminal(R) then
@@ -67,6 +72,11 @@ if R.f.wake_at and num(R, 'wake_at') > now then
 end
 if not R.f.parallel and redis.call('LINDEX', key('ord', R.f.session), 0) ~= R.id then
   set(R, 'parked', 'session')
+  save(R)
+  return reply('waiting', R)
+end
+if not take_key_slot(R) then
+  set(R, 'parked', 'key')
   save(R)
   return reply('waiting', R)
 end

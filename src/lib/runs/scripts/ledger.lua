@@ -12,6 +12,7 @@
 --   timers        zset    run -> milliseconds at which the sweeper must look at it; one per live run
 --   live          set     runs that hold one of the tenant's slots
 --   wait          zset    runs that wait for a slot, by admission time
+--   live:<key>, wait:<key>  likewise for one API key, where its tenant caps its live runs
 --   runs, sruns:<session>  zsets of runs, likewise
 --   ch:<session>  channel the session's events as they happen
 
@@ -39,6 +40,7 @@ end
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
   'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent', 'open',
+  'key_slot',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
@@ -199,6 +201,17 @@ local function add_run(a, created)
   return R
 end
 
+-- Copies what an earlier run finished: its successful steps. Returns whether that run is there.
+local function take_over_steps(R, id)
+  local flat = redis.call('HGETALL', key('run', id))
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 2) == 's:' and cjson.decode(flat[i + 1]).status == 'succeeded' then
+      set(R, flat[i], flat[i + 1])
+    end
+  end
+  return #flat > 0
+end
+
 -- Puts the command of the run's stage into its outbox: the first one, or again after a wait.
 local function command(R)
   local name = key('run', R.id)
@@ -283,6 +296,48 @@ local function max_live()
   return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs') or C.max_live_runs)
 end
 
+-- The runs of one key that may be live at once; nil when its tenant does not say.
+local function max_live_of_key()
+  return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs_per_key') or nil)
+end
+
+-- Gives a run one of its key's slots, where there are such; false when it has to wait for one.
+local function take_key_slot(R)
+  local cap = max_live_of_key()
+  if not cap then
+    return true
+  end
+  local id = R.f.key_id or '-'
+  local mine = key('live', id)
+  if redis.call('SISMEMBER', mine, R.id) == 0 then
+    set(R, 'key_slot', id)
+    if redis.call('SCARD', mine) >= cap then
+      redis.call('ZADD', key('wait', id), R.f.created, R.id)
+      return false
+    end
+    redis.call('SADD', mine, R.id)
+  end
+  redis.call('ZREM', key('wait', id), R.id)
+  return true
+end
+
+-- Wakes the runs of a key that may start because one ended. Each holds its slot from here on.
+local function start_next_of_key(id)
+  local mine = key('live', id)
+  while redis.call('SCARD', mine) < (max_live_of_key() or math.huge) do
+    local waiting = redis.call('ZPOPMIN', key('wait', id))
+    if not waiting[1] then
+      break
+    end
+    local R = load_run(waiting[1])
+    if R and R.f.parked == 'key' then
+      redis.call('SADD', mine, R.id)
+      wake(R)
+      save(R)
+    end
+  end
+end
+
 -- Wakes the runs that may start because one ended.
 local function start_next(session)
   local head = redis.call('LINDEX', key('ord', session), 0)
@@ -327,9 +382,15 @@ local function end_run(R, status, data, event_state, before)
   emit(R, events)
   redis.call('SREM', B .. ':live', R.id)
   redis.call('ZREM', B .. ':wait', R.id)
+  local of_key = R.f.key_slot
+  if of_key then
+    redis.call('SREM', key('live', of_key), R.id)
+    redis.call('ZREM', key('wait', of_key), R.id)
+  end
   redis.call('LREM', key('ord', session), 1, R.id)
   save(R)
-  redis.call('PEXPIRE', key('run', R.id), C.run_retention_ms)
+  -- Not before its commands are too old to recreate it: a replay of them must find that it has ended.
+  redis.call('PEXPIRE', key('run', R.id), int(math.max(C.run_retention_ms, num(R, 'deadline') - now + 1000)))
   local live = redis.call('HINCRBY', key('ses', session), 'live', -1)
   if live <= 0 then
     local ttl = redis.call('HGET', key('ses', session), 'ttl_ms')
@@ -340,6 +401,9 @@ local function end_run(R, status, data, event_state, before)
     end
   end
   start_next(session)
+  if of_key then
+    start_next_of_key(of_key)
+  end
 end
 
 local function failure(code, message)
