@@ -88,7 +88,9 @@ impl Planning {
         };
         if run.command.spec.kind == RunKind::Agent {
             let (llm, settings) = (&self.llm, &self.settings);
-            return agent::carry_out(run, llm, settings, &original, prepared.first).await;
+            // Boxed, so that the runs of plans do not carry its size.
+            let agent = agent::carry_out(run, llm, settings, &original, prepared.first);
+            return Box::pin(agent).await;
         }
         let mut calls = ModelCalls::new(&run, &self.llm, &self.settings, MAX_CALLS, prepared.first);
         let mut request = None;
