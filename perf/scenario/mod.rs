@@ -5,6 +5,8 @@ pub mod lone;
 pub mod masking;
 pub mod read;
 pub mod replay;
+pub mod rollup;
+pub mod slo;
 
 use std::path::PathBuf;
 

@@ -39,6 +39,7 @@ async fn the_document_lists_every_route() {
         ("/v1/admin/api-keys/{key_id}/rotate", &["post"]),
         ("/v1/admin/api-keys/{key_id}/revoke", &["post"]),
         ("/v1/admin/tenants/{tenant}/limits", &["get", "put"]),
+        ("/v1/admin/audit/head", &["get"]),
         ("/healthz", &["get"]),
         ("/readyz", &["get"]),
         ("/metrics", &["get"]),

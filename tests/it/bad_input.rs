@@ -341,6 +341,7 @@ async fn a_client_does_not_govern() {
     let new = json!({ "name": "mine", "role": "admin" });
     for request in [
         stack.request(Method::GET, "/v1/admin/api-keys"),
+        stack.request(Method::GET, "/v1/admin/audit/head"),
         post(stack, "/v1/admin/api-keys", &new),
     ] {
         let problem = refused(request, 403, "forbidden").await;

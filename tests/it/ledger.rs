@@ -129,7 +129,7 @@ async fn an_expired_lease_is_taken_over_through_the_sweeper() {
         swept
             .actions
             .iter()
-            .any(|(action, _)| action == "lease_expired")
+            .any(|done| done.action == "lease_expired")
             .then_some(swept)
     })
     .await;

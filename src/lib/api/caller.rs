@@ -14,6 +14,7 @@ use crate::governance::{Permission, PresentedKey};
 use crate::ids::TenantId;
 use crate::runs::{Gate, LimitRow, Read, Refusal};
 use crate::runtime::clock;
+use crate::telemetry::labels;
 
 /// A request whose key was issued here. Whether the key is in force is for the gate to say, in the
 /// script that acts on the request.
@@ -125,8 +126,9 @@ impl Caller {
     pub(super) fn refused(&self, refusal: Refusal) -> ApiError {
         let error = refusal_error(&refusal);
         if error.code == ErrorCode::RateLimited {
-            metrics::counter!("agenthub_rate_limited_total", "rule" => refusal.rule.clone())
-                .increment(1);
+            metrics::counter!("agenthub_rate_limited_total",
+                "tenant" => labels::tenant(self.tenant().as_str()), "rule" => refusal.rule.clone())
+            .increment(1);
         }
         {
             let mut notes = self.scope.notes();

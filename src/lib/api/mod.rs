@@ -13,6 +13,7 @@ mod admin_keys;
 mod admin_tenants;
 mod agent_view;
 mod audit;
+mod audit_head;
 mod auth_failures;
 mod body;
 mod caller;

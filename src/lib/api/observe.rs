@@ -186,7 +186,9 @@ pub(super) fn finish(state: &ApiState, mut response: Response, scope: &Scope) ->
         ("status", status.to_string()),
     ];
     metrics::counter!("agenthub_requests_total", &labels).increment(1);
-    metrics::histogram!("agenthub_latency_ms", "route" => facts.route.clone())
+    // How long a request waited for its run, as it asked for, says nothing of this process.
+    let waited = if notes.waited { "true" } else { "false" };
+    metrics::histogram!("agenthub_latency_ms", "route" => facts.route.clone(), "waited" => waited)
         .record(elapsed.as_secs_f64() * 1000.0);
     if !is_probe(&facts.route) {
         tracing::info!(

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_cache, admin_keys, admin_tenants, docs, probes, problem, retry, runs,
-    sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_keys, admin_tenants, audit_head, docs, probes, problem, retry,
+    runs, sessions, stream, submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -31,6 +31,7 @@ use crate::error::ErrorCode;
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
         admin_tenants::set_limits, admin_tenants::read_limits,
         admin_cache::drop_kept,
+        audit_head::read,
         admin_budget::set, admin_budget::read, admin_budget::usage,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
@@ -41,7 +42,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys, limits and kept results of tools. Needs the role `admin`."),
+        (name = "admin", description = "API keys, limits, kept results of tools, audit. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),

@@ -9,8 +9,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use super::observe::observe;
 use super::state::ApiState;
 use super::{
-    admin_budget, admin_cache, admin_keys, admin_tenants, cors, docs, probes, retry, runs,
-    sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_keys, admin_tenants, audit_head, cors, docs, probes, retry,
+    runs, sessions, stream, submit, tools,
 };
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
@@ -118,6 +118,12 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/api-keys/{key_id}/revoke",
             Needs(P::Keys),
             post(admin_keys::revoke),
+        ),
+        (
+            &g,
+            "/v1/admin/audit/head",
+            Needs(P::Audit),
+            get(audit_head::read),
         ),
         (
             &d,

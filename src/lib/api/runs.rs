@@ -20,8 +20,10 @@ use super::run_view;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
-use crate::ids::{RunId, SessionId};
+use crate::ids::{RunId, SessionId, TenantId};
+use crate::messages::RunKind;
 use crate::runs::{Cancel, CancelMode, Gate, Listing, RunStatus, RunView};
+use crate::telemetry::labels;
 
 /// Pages of the ledger that one request for a filtered list looks through.
 const MAX_PAGES: usize = 10;
@@ -235,9 +237,13 @@ async fn carry_out(
             limits,
             status,
             outbox,
+            ended,
         } => {
             caller.note_limits(limits);
             caller.scope.notes().recorded = true; // in the run's outbox
+            if let Some(kind) = ended {
+                tell_end(tenant, &run, kind);
+            }
             if let Err(error) = state.deliver(tenant, &outbox).await {
                 // The ledger has decided; the sweeper produces what Kafka did not take.
                 tracing::warn!(%error, "the outbox of a cancelled run is left to the sweeper");
@@ -256,6 +262,15 @@ async fn carry_out(
         links,
     };
     Ok((code, Json(body)).into_response())
+}
+
+/// The one line of a run's end in the log, and its metrics: no worker had it.
+fn tell_end(tenant: &TenantId, run: &RunId, kind: RunKind) {
+    let (kind, outcome) = (kind.as_str(), RunStatus::Cancelled.as_str());
+    metrics::counter!("agenthub_runs_total",
+        "tenant" => labels::tenant(tenant.as_str()), "kind" => kind, "outcome" => outcome)
+    .increment(1);
+    tracing::info!(%tenant, run_id = %run, kind, outcome, "run ended");
 }
 
 async fn known(state: &ApiState, caller: &Caller, id: PathId<RunId>) -> Result<RunId, ApiError> {

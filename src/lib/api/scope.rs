@@ -51,6 +51,8 @@ pub(super) struct Notes {
     /// Whether the request was answered.
     pub(super) answered: bool,
     pub(super) limits: Vec<LimitRow>,
+    /// Whether it was held until its run ended.
+    pub(super) waited: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -77,7 +79,9 @@ impl Scope {
 
     /// Gives the request's place among those handled at once to another: from here on it only waits.
     pub(super) fn only_waits(&self) {
-        self.notes().permit = None;
+        let mut notes = self.notes();
+        notes.permit = None;
+        notes.waited = true;
     }
 
     pub(super) fn elapsed_ms(&self) -> u64 {

@@ -3,7 +3,6 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +17,7 @@ use crate::pricing::Prices;
 use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
-use crate::runtime::{Health, Supervisor};
+use crate::runtime::{Exposition, Health, Supervisor};
 use crate::store::Redis;
 use crate::stream::Streams;
 
@@ -59,7 +58,7 @@ pub struct ApiParts {
     /// How the dependencies are.
     pub health: Health,
     /// Renders the metrics.
-    pub metrics: PrometheusHandle,
+    pub metrics: Exposition,
     /// Runs the connections' tasks.
     pub supervisor: Supervisor,
     /// Cancelled when no new work is to be taken in: streams then ask to reconnect.

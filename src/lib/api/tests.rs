@@ -127,7 +127,10 @@ impl Api {
             outbox,
             streams,
             health: health.clone(),
-            metrics: recorder.handle(),
+            metrics: {
+                let handle = recorder.handle();
+                Arc::new(move || handle.render())
+            },
             supervisor,
             stopping: ending.clone(),
             settings,
@@ -271,6 +274,7 @@ async fn a_valid_key_reaches_the_ledger_and_its_absence_is_told_in_time() {
         "/v1/runs/%FF".to_owned(),
         format!("/v1/stream?run_id={run}"),
         "/v1/admin/api-keys".to_owned(),
+        "/v1/admin/audit/head".to_owned(),
     ] {
         let began = Instant::now();
         let answer = api.get(&path).await;

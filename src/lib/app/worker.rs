@@ -120,6 +120,7 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
             base.runs.clone(),
             base.outbox.clone(),
             settings.sweep_interval_ms.duration(),
+            settings.outbox_retry_ms.duration(),
         );
         let stop = base.shutdown.intake();
         base.supervisor

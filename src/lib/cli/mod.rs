@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod audit;
 pub mod check_url;
 mod client;
 pub mod config;
@@ -52,6 +53,8 @@ enum Command {
     Replay(Box<replay::Args>),
     /// List and show dead letters.
     Dlq(dlq::Args),
+    /// Verify, read and expire the audit files, and make their keys.
+    Audit(audit::Args),
     /// Mask secrets and personal data in standard input.
     Mask(mask::Args),
     /// Say whether a tool may fetch a URL, and why.
@@ -78,6 +81,7 @@ impl Cli {
             Command::Topics(args) => topics::run(args).await,
             Command::Replay(args) => replay::run(*args).await,
             Command::Dlq(args) => dlq::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
             Command::Mask(args) => mask::run(args).await,
             Command::CheckUrl(args) => check_url::run(args).await,
             Command::Config(args) => config::run(args).await,

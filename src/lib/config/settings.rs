@@ -234,10 +234,19 @@ settings! {
     /// Milliseconds after which the audit roll-up writes what it has.
     rollup_max_age_ms: Millis = "AGENTHUB_ROLLUP_MAX_AGE_MS", "60000";
 
-    /// What is logged: a level, or `tracing` directives.
+    /// Key that signs the audit manifests, `<id>:<base64 of 32 bytes>`: `agenthub audit keygen` makes one. The audit roll-up does not start without it.
+    audit_signing_key: SecretString = "AGENTHUB_AUDIT_SIGNING_KEY", "", secret;
+    /// Public keys of earlier audit signing keys, `<id>:<base64 of 32 bytes>`, comma-separated: the roll-up goes on from what they signed, and `agenthub audit verify` believes them.
+    audit_public_keys: String = "AGENTHUB_AUDIT_PUBLIC_KEYS", "";
+    /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
+    audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
+
+    /// What is logged: a level, or `tracing` directives such as `info,agenthub::kafka=debug`. Read again on SIGHUP, from the configuration file or `AGENTHUB_LOG_FILE`.
     log: String = "AGENTHUB_LOG", "info";
     /// Form of the log: `json` or `pretty`.
     log_format: String = "AGENTHUB_LOG_FORMAT", "json";
+    /// Tenants that the metrics of a process tell apart by name; the others are counted as `other`.
+    metrics_tenants: usize = "AGENTHUB_METRICS_TENANTS", "100";
     /// OTLP endpoint for traces (HTTP, protobuf); no export when empty.
     otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", "";
 }

@@ -55,19 +55,22 @@ pub enum Permission {
     Tenants,
     /// Drop results of tools that are kept for the tenant.
     Cache,
+    /// See how far the audit chains go.
+    Audit,
     /// See and set what the tenant may spend.
     Budgets,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Sessions,
         Self::Runs,
         Self::Tools,
         Self::Keys,
         Self::Tenants,
         Self::Cache,
+        Self::Audit,
         Self::Budgets,
     ];
 
@@ -80,6 +83,7 @@ impl Permission {
             Self::Keys => "manage the API keys of the tenant",
             Self::Tenants => "read and set what holds for the tenant as a whole",
             Self::Cache => "drop kept results of tools",
+            Self::Audit => "see how far the audit chains go",
             Self::Budgets => "read and set what the tenant may spend, read what it used",
         }
     }
@@ -88,7 +92,9 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Tenants | Self::Cache | Self::Budgets => &[Role::Admin],
+            Self::Keys | Self::Tenants | Self::Cache | Self::Audit | Self::Budgets => {
+                &[Role::Admin]
+            }
         }
     }
 }

@@ -33,6 +33,12 @@ impl RunKind {
         }
     }
 
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Plan, Self::Execute, Self::PlanExecute];
+        all.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// The command with which a run of this kind begins.
     pub fn first_command(self) -> CommandKind {
         match self {

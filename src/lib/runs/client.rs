@@ -115,6 +115,8 @@ pub enum Cancel {
         status: Option<RunStatus>,
         /// What is to be produced.
         outbox: Vec<OutboxEntry>,
+        /// The kind of the run when it ended with this.
+        ended: Option<RunKind>,
     },
 }
 
@@ -316,6 +318,9 @@ impl Runs {
                 limits,
                 status,
                 outbox: reply.outbox(tenant)?,
+                ended: reply
+                    .next::<Option<String>>()?
+                    .and_then(|kind| RunKind::from_name(&kind)),
             }),
         }
     }

@@ -35,7 +35,7 @@ pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{
     Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, OverBudget, Recorded, Renewal,
-    Reservation, Settlement, Sweep, Transition,
+    Reservation, Settlement, Sweep, Swept, Transition,
 };
 pub use view::{RunView, SessionView};
 

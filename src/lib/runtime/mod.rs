@@ -13,6 +13,6 @@ mod supervisor;
 
 pub use hangups::Hangups;
 pub use health::{Check, Health};
-pub use probe::{ProbeServer, bind};
-pub use shutdown::Shutdown;
+pub use probe::{Exposition, ProbeServer, bind};
+pub use shutdown::{Shutdown, on_hangup};
 pub use supervisor::Supervisor;

@@ -130,6 +130,9 @@ fn cluster_nodes(url: &str) -> Result<Option<Vec<String>>, StoreError> {
         return Ok(None);
     };
     let first = Url::parse(&format!("redis://{rest}")).map_err(|_| wrong())?;
+    if first.host_str().is_none_or(str::is_empty) {
+        return Err(wrong());
+    }
     let mut nodes = Vec::new();
     let mut base = first.clone();
     base.set_query(None);

@@ -4,6 +4,7 @@
 //! script can touch them all, on a cluster too.
 
 mod address_bits;
+mod audit_heads;
 mod breakers;
 mod connection;
 mod dead_letters;
@@ -15,7 +16,7 @@ mod script;
 mod tenants;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{AsyncCommands, FromRedisValue, RedisError};
 use secrecy::SecretString;
@@ -124,9 +125,17 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
         let mut connection = self.connection.clone();
+        let started = Instant::now();
         let mut call = script.prepared();
         call.key(self.base(tenant)).arg(args).arg(settings);
-        self.within(call.invoke_async(&mut connection)).await
+        let answer = self.within(call.invoke_async(&mut connection)).await;
+        metrics::histogram!("agenthub_redis_script_ms", "script" => script.name())
+            .record(started.elapsed().as_secs_f64() * 1000.0);
+        if answer.is_err() {
+            metrics::counter!("agenthub_redis_errors_total", "script" => script.name())
+                .increment(1);
+        }
+        answer
     }
 
     /// What `command` gives. Connecting, loading a script and calling it have one timeout together.

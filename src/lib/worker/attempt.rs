@@ -14,6 +14,7 @@ use super::spending::Spent;
 use crate::executor::breaker::Verdict;
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::llm::is_unbilled;
+use crate::telemetry::labels;
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// What an attempt needs.
@@ -84,7 +85,14 @@ impl Attempt {
                 ToolErrorClass::Permanent => "permanent",
             },
         };
-        metrics::counter!("agenthub_tool_executions_total", "tool" => tool.clone(), "outcome" => result).increment(1);
+        // A plan of an older version may name any tool.
+        let tool = if catalogue::find(&tool).is_some() {
+            metrics::SharedString::from(tool)
+        } else {
+            metrics::SharedString::const_str(labels::OTHER)
+        };
+        metrics::counter!("agenthub_tool_executions_total", "tool" => tool.clone(), "outcome" => result)
+            .increment(1);
         if called {
             metrics::histogram!("agenthub_tool_duration_ms", "tool" => tool)
                 .record(duration.as_secs_f64() * 1000.0);

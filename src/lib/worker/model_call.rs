@@ -21,6 +21,7 @@ use crate::llm::{
 };
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
+use crate::telemetry::labels;
 use crate::tools::{Effects, ToolErrorClass};
 
 /// A wait beyond this holds no worker: the run is parked.
@@ -361,9 +362,10 @@ impl<'r> ModelCalls<'r> {
 
 fn count(model: &str, answered: bool, took: Duration) {
     let outcome = if answered { "ok" } else { "error" };
-    metrics::counter!("agenthub_llm_calls_total", "model" => model.to_owned(), "outcome" => outcome)
+    let model = labels::model(model);
+    metrics::counter!("agenthub_llm_calls_total", "model" => model.clone(), "outcome" => outcome)
         .increment(1);
-    metrics::histogram!("agenthub_llm_duration_ms", "model" => model.to_owned())
+    metrics::histogram!("agenthub_llm_duration_ms", "model" => model)
         .record(took.as_secs_f64() * 1000.0);
 }
 

@@ -16,6 +16,7 @@ pub mod records;
 mod settled;
 pub mod sse;
 pub mod stack;
+pub mod tools;
 pub mod web;
 
 pub use passing::listen;

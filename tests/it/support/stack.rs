@@ -223,6 +223,8 @@ impl Stack {
             "api" => env!("CARGO_BIN_EXE_agenthub-api"),
             "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
             "executor" => env!("CARGO_BIN_EXE_agenthub-executor"),
+            "audit" => env!("CARGO_BIN_EXE_agenthub-audit-rollup"),
+            "dlq" => env!("CARGO_BIN_EXE_agenthub-dlq"),
             other => panic!("no process {other}"),
         };
         self.spawn(name, binary, &[]);
@@ -312,6 +314,11 @@ impl Stack {
     /// Sets a variable for processes started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Leaves a variable out for processes started from now on.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.remove(name);
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -406,18 +413,22 @@ impl Stack {
         run["run_id"].as_str().unwrap().to_owned()
     }
 
-    /// A metric's value on a process' probe, summed over the lines that begin with `prefix`.
-    pub async fn metric(&self, process: &str, prefix: &str) -> f64 {
+    /// What a process' `/metrics` says.
+    pub async fn metrics(&self, process: &str) -> String {
         let url = format!("http://{}/metrics", self.processes[process].addr);
-        let text = self
-            .http
+        self.http
             .get(url)
             .send()
             .await
             .unwrap()
             .text()
             .await
-            .unwrap();
+            .unwrap()
+    }
+
+    /// A metric's value on a process' probe, summed over the lines that begin with `prefix`.
+    pub async fn metric(&self, process: &str, prefix: &str) -> f64 {
+        let text = self.metrics(process).await;
         let lines = text.lines().filter(|line| line.starts_with(prefix));
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

@@ -1,7 +1,7 @@
 -- A client cancels a run: at once when no worker has it, else through its worker's next renewal.
 --
 -- A: gate, run, mode = 'graceful' | 'force', audit (JSON text), tenant, audit_id
--- Returns { refused, code, rule, limit rows } | { outcome, limit rows, status, outbox };
+-- Returns { refused, code, rule, limit rows } | { outcome, limit rows, status, outbox, kind? };
 -- outcomes: cancelled, cancelling, ended
 
 local refusal, found = gate()
@@ -26,5 +26,6 @@ if leased then
   save(R)
   return { 'cancelling', found.rows, 'cancelling', pending }
 end
+local kind = redis.call('HGET', key('run', R.id), 'kind')
 end_run(R, 'cancelled', '{}')
-return { 'cancelled', found.rows, 'cancelled', pending }
+return { 'cancelled', found.rows, 'cancelled', pending, kind }

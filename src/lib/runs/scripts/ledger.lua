@@ -38,9 +38,9 @@ end
 
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
-  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent', 'open',
-  'key_slot',
+  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
+  'outbox_since', 'wake', 'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked',
+  'traceparent', 'open', 'key_slot',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
@@ -289,6 +289,9 @@ local function acknowledge(R, numbers)
   set(R, 'outbox_len', math.max(0, num(R, 'outbox_len') - removed))
   if num(R, 'outbox_len') == 0 then
     unset(R, 'outbox_due')
+    if R.f.outbox_since then
+      unset(R, 'outbox_since')
+    end
   end
 end
 
