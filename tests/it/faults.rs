@@ -143,6 +143,7 @@ impl<'a> Insider<'a> {
             spec: &serde_json::to_string(&spec).unwrap(),
             plan: None,
             kind: spec.kind,
+            turn: 0,
             created: spec.created_ms,
             deadline: spec.deadline_ms,
             parallel: false,

@@ -613,3 +613,115 @@ async fn an_erased_session_takes_its_runs_with_it() {
     assert!(keys.is_empty(), "{keys:?}");
     assert_eq!(ledger.timer(&run).await, None);
 }
+
+#[tokio::test]
+async fn a_run_goes_back_to_the_planner_turn_by_turn() {
+    let ledger = Ledger::new(&[]).await;
+    let run = ledger.admit().await;
+    let mut commands = Vec::new();
+    for turn in 0..3 {
+        let planner = format!("planner {turn}");
+        let acquired = ledger
+            .acquire_turn(&run, &planner, CommandKind::Plan, turn)
+            .await;
+        assert_eq!(acquired.outcome, Outcome::Acquired);
+        let plan = Sealed::from_stored(format!("plan-{turn}"));
+        let next = Some(Next::Execute { plan });
+        let handed = ledger.record(&run, &planner, 1, next).await;
+        commands.extend(emitted(handed));
+        // What an earlier turn left on the topics changes nothing.
+        for stage in [CommandKind::Plan, CommandKind::Execute] {
+            for earlier in 0..turn {
+                let stale = ledger.acquire_turn(&run, "late", stage, earlier).await;
+                assert_eq!(stale.outcome, Outcome::Stale);
+            }
+        }
+        let executor = format!("executor {turn}");
+        let acquired = ledger
+            .acquire_turn(&run, &executor, CommandKind::Execute, turn)
+            .await;
+        assert_eq!(acquired.outcome, Outcome::Acquired);
+        let back = ledger
+            .record(&run, &executor, 1, Some(Next::Plan { turn: turn + 1 }))
+            .await;
+        commands.extend(emitted(back));
+        let stale = ledger
+            .acquire_turn(&run, "late", CommandKind::Plan, turn)
+            .await;
+        assert_eq!(stale.outcome, Outcome::Stale);
+    }
+    let ids: Vec<_> = commands.iter().map(|(id, _)| id.clone()).collect();
+    let expected = [
+        "execute/1",
+        "plan/2",
+        "execute/3",
+        "plan/4",
+        "execute/5",
+        "plan/6",
+    ];
+    assert_eq!(ids, expected.map(|id| format!("{run}/{id}")));
+    assert!(
+        commands[2].1.contains("\"turn\":1,\"plan\":\"plan-1\""),
+        "{}",
+        commands[2].1
+    );
+}
+
+/// The commands among what a transition emitted: `ce_id` and value.
+fn emitted(recorded: Recorded) -> Vec<(String, String)> {
+    let Recorded::Done { outbox, .. } = recorded else {
+        panic!("{recorded:?}");
+    };
+    let records = outbox.iter().map(|entry| entry.record.get());
+    records
+        .filter(|r| matches!(r.topic, Topic::PlanCommands | Topic::ExecuteCommands))
+        .map(|r| {
+            (
+                r.ce_id.clone(),
+                String::from_utf8_lossy(&r.value).into_owned(),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_lost_run_is_not_begun_again_in_the_middle() {
+    let ledger = Ledger::new(&[]).await;
+    let lost = RunId::generate();
+    let acquired = ledger
+        .acquire_turn(&lost, "a", CommandKind::Execute, 1)
+        .await;
+    assert_eq!(acquired.outcome, Outcome::Ended);
+    assert_eq!(ledger.status(&lost).await, Some(RunStatus::Failed));
+    assert_eq!(ledger.terminal_events(&lost).await, 1);
+    let lost = RunId::generate();
+    let acquired = ledger.acquire_turn(&lost, "a", CommandKind::Plan, 0).await;
+    assert_eq!(acquired.outcome, Outcome::Acquired);
+}
+
+#[tokio::test]
+async fn only_the_owner_is_heard_in_passing() {
+    let ledger = Ledger::new(&[]).await;
+    let run = ledger.admit().await;
+    ledger.acquire(&run, "a", CommandKind::Plan).await;
+    let channel = ledger.runs.channel(&ledger.tenant, &ledger.session);
+    let mut heard = crate::support::listen(&channel).await;
+    let tell = async |owner: &str, text: &str| {
+        let data = format!("{{\"text\":\"{text}\"}}");
+        ledger
+            .runs
+            .tell_delta(&ledger.tenant, &run, owner, &data)
+            .await
+            .unwrap()
+    };
+    assert_eq!(tell("b", "foreign").await, 0);
+    assert_eq!(tell("a", "own").await, 1);
+    ledger.record(&run, "a", 1, end(RunStatus::Succeeded)).await;
+    assert_eq!(tell("a", "late").await, 0);
+    let first: serde_json::Value = serde_json::from_str(&heard.next().await).unwrap();
+    assert_eq!(first["type"], "llm.delta");
+    assert_eq!(first["run_id"], run.as_str());
+    assert_eq!(first["data"], serde_json::json!({"text": "own"}));
+    assert!(first.get("id").is_none(), "{first}");
+    assert!(heard.next().await.contains("run.succeeded"));
+}

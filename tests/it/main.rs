@@ -3,6 +3,7 @@
 // A test tells one story, however long, and its tables are read once.
 #![allow(clippy::too_many_lines, clippy::type_complexity, clippy::similar_names)]
 
+mod agent;
 mod api;
 mod architecture;
 mod audit;

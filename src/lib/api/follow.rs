@@ -112,6 +112,11 @@ impl Follower {
                 self.ready.push_back(sse::event(&event));
                 self.ended = self.run.is_some() && event.event_type.is_terminal();
             }
+            StreamItem::Passing(event) => {
+                if self.run.as_ref().is_none_or(|run| *run == event.run_id) {
+                    self.ready.push_back(sse::passing(&event));
+                }
+            }
             StreamItem::Heartbeat => self.ready.push_back(sse::heartbeat()),
             StreamItem::Truncated => {
                 self.ready.push_back(sse::truncated());

@@ -11,6 +11,7 @@ mod admin_budget;
 mod admin_cache;
 mod admin_keys;
 mod admin_tenants;
+mod agent_view;
 mod audit;
 mod audit_head;
 mod auth_failures;

@@ -103,6 +103,12 @@ pub(super) async fn retry(
         .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
     // An erased session has no data key any more, and neither has what its runs did.
     sessions::data_key(&state, &caller, Permission::Runs, &spec.session_id).await?;
+    if spec.kind == RunKind::Agent {
+        // What its model said is a part of what it did, and is not taken over.
+        let detail = "an agent's run is not taken over; submit its goal again";
+        let error = ApiError::new(ErrorCode::NotRetryable).detail(detail);
+        return Err(caller.counted(&state, Permission::Runs, error).await);
+    }
     let unsure = unsure_steps(&view);
     if !unsure.is_empty() {
         let details = json!({ "status": view.fields.status(), "steps": unsure });

@@ -138,7 +138,7 @@ pub(super) struct RunSummary {
     pub(super) run_id: String,
     /// Its session.
     pub(super) session_id: String,
-    /// `plan`, `execute` or `plan_execute`.
+    /// `plan`, `execute`, `plan_execute` or `agent`.
     #[schema(value_type = String)]
     pub(super) kind: RunKind,
     /// Where it is in its life.
@@ -189,16 +189,17 @@ pub(super) struct RunBody {
     /// The tools that its plan may use; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tools_allowed: Option<Vec<String>>,
-    /// Its plan.
+    /// Its plan; an agent has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Plan>)]
     pub(super) plan: Option<Value>,
-    /// Its steps, in the order of the plan.
+    /// Its steps, in the order of the plan; of an agent the calls of its turns: `t2s1` is the first of the
+    /// second turn.
     pub(super) steps: Vec<StepBody>,
     /// Its model calls.
     pub(super) model_calls: Vec<ModelCallBody>,
     /// What a finished execution gave: `{answer, outputs}`, the outputs of the steps that no other
-    /// step builds on.
+    /// step builds on; what a finished agent gave: `{answer}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) result: Option<Value>,
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::agent_view as agent;
 use super::exit::{self, Exit};
 use super::run_body::{
     Failure, Links, ModelCallBody, RunBody, RunSummary, StepBody, StepState, Usage,
@@ -94,9 +95,9 @@ fn failure(exit: &Exit, fields: &Fields, status: RunStatus) -> Option<Failure> {
 }
 
 /// What a run's parts are read with.
-struct Reader<'a> {
-    exit: &'a Exit,
-    key: Option<&'a DataKey>,
+pub(super) struct Reader<'a> {
+    pub(super) exit: &'a Exit,
+    pub(super) key: Option<&'a DataKey>,
     status: RunStatus,
 }
 
@@ -113,11 +114,18 @@ fn build(exit: &Exit, view: &RunView, spec: RunSpec, key: Option<&DataKey>) -> O
         .as_ref()
         .and_then(|plan| serde_json::from_value(plan.clone()).ok());
     let journal = view.fields.journal();
-    let steps = reader.steps(typed.as_ref(), &journal);
     let executed = spec.kind != RunKind::Plan && summary.status == RunStatus::Succeeded;
-    let result = typed
-        .filter(|_| executed)
-        .map(|plan| reader.result(&plan, &steps));
+    let (plan, steps, result) = if spec.kind == RunKind::Agent {
+        let answers = agent::answers(&reader, &journal);
+        let result = agent::result(&reader, &answers).filter(|_| executed);
+        (None, agent::steps(&reader, &answers, &journal), result)
+    } else {
+        let steps = reader.steps(typed.as_ref(), &journal);
+        let result = typed
+            .filter(|_| executed)
+            .map(|plan| reader.result(&plan, &steps));
+        (plan, steps, result)
+    };
     Some(RunBody {
         context: spec.context.and_then(|sealed| reader.open(&sealed)),
         model: spec.model.map(|model| exit.text(&model)),
@@ -133,6 +141,11 @@ fn build(exit: &Exit, view: &RunView, spec: RunSpec, key: Option<&DataKey>) -> O
 impl Reader<'_> {
     fn open(&self, sealed: &Sealed) -> Option<Value> {
         self.exit.open(self.key?, sealed)
+    }
+
+    /// Whether the run has ended.
+    pub(super) fn ended(&self) -> bool {
+        self.status.is_terminal()
     }
 
     /// The steps of the plan, each with what the journal has of it. Without a plan that can be read,
@@ -162,7 +175,7 @@ impl Reader<'_> {
         }
     }
 
-    fn begun(&self, body: StepBody, entry: &StepEntry) -> StepBody {
+    pub(super) fn begun(&self, body: StepBody, entry: &StepEntry) -> StepBody {
         let message = entry.error.as_deref();
         let (status, code) = match entry.status {
             // The run ended before the step did, and nobody was there to record how that ended.

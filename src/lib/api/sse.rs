@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::messages::EventId;
-use crate::runs::StoredEvent;
+use crate::runs::{PassingEvent, StoredEvent};
 
 /// The first bytes of a stream: how long a client waits before it reconnects.
 pub(super) fn opening() -> Bytes {
@@ -24,6 +24,11 @@ pub(super) fn farewell(why: &str) -> Bytes {
 /// An event of the history.
 pub(super) fn event(event: &StoredEvent) -> Bytes {
     frame(event.event_type.as_str(), Some(event.id), &event.json)
+}
+
+/// An event without an id: a client that reconnects goes on from the one before it.
+pub(super) fn passing(event: &PassingEvent) -> Bytes {
+    frame(event.event_type.as_str(), None, &event.json)
 }
 
 /// The history does not reach back to the client's cursor.

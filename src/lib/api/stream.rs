@@ -24,7 +24,8 @@ use crate::runs::RunStatus;
 /// Follow a session or a run. The events are server-sent events: `event` is the kind, `id` the event's
 /// id, `data` its JSON. The stream of a run ends after the run's terminal event; a client that
 /// reconnects at or past it gets 204. `stream.truncated` and `stream.snapshot` come in place of events
-/// that the history no longer holds.
+/// that the history no longer holds. `llm.delta`, a piece of what an agent's model writes, has no id: it
+/// is told to who listens and not again.
 #[utoipa::path(get, path = "/v1/stream", tag = "streams",
     params(("session_id" = Option<String>, Query, description = "The session; either this or `run_id`."),
         ("run_id" = Option<String>, Query, description = "The run; either this or `session_id`."),

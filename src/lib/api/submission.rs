@@ -44,6 +44,8 @@ pub(super) enum Mode {
     /// Makes a plan, then executes it.
     #[default]
     PlanExecute,
+    /// Lets the model call tools, turn by turn, until it answers.
+    Agent,
 }
 
 /// A goal to be planned.
@@ -84,7 +86,7 @@ pub(super) struct PlanRequest {
     metadata: Labels,
 }
 
-/// A goal to be planned and executed.
+/// A goal to be reached: planned and executed, or by an agent.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RunRequest {
@@ -96,16 +98,17 @@ pub(super) struct RunRequest {
     /// How the run goes about it.
     #[serde(default)]
     mode: Mode,
-    /// Further context for the planner. Any JSON.
+    /// Further context for the planner or the agent. Any JSON.
     #[serde(default)]
     context: Option<Value>,
-    /// The tools that the plan may use; all when absent.
+    /// The tools that the plan or the agent may use; all when absent.
     #[serde(default)]
     tools_allowed: Option<Vec<String>>,
-    /// The model that plans; the installation's default when absent.
+    /// The model that plans, or that is the agent; the installation's default when absent.
     #[serde(default)]
     model: Option<String>,
-    /// The most steps that the plan may have; the installation's limit when absent.
+    /// The most steps that the plan may have, or the most calls that an agent may make; the installation's
+    /// limit when absent.
     #[serde(default)]
     #[schema(minimum = 1)]
     max_steps: Option<u32>,
@@ -208,7 +211,10 @@ impl Submission {
     }
 
     pub(super) fn run(request: RunRequest, settings: &Settings) -> Result<Self, ApiError> {
-        let Mode::PlanExecute = request.mode;
+        let kind = match request.mode {
+            Mode::PlanExecute => RunKind::PlanExecute,
+            Mode::Agent => RunKind::Agent,
+        };
         let plan = PlanRequest {
             session_id: request.session_id,
             goal: request.goal,
@@ -222,7 +228,7 @@ impl Submission {
             metadata: request.metadata,
         };
         Ok(Self {
-            kind: RunKind::PlanExecute,
+            kind,
             ..Self::plan(plan, settings)?
         })
     }

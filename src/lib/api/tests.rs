@@ -331,7 +331,7 @@ async fn bodies_are_checked_before_anything_else() {
         "/max_stpes"
     );
     assert_eq!(
-        post(r#"{"session_id":"s","goal":"x","mode":"agent"}"#)
+        post(r#"{"session_id":"s","goal":"x","mode":"loop"}"#)
             .await
             .field(),
         "/mode"

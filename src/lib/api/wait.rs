@@ -59,7 +59,7 @@ async fn until_ended(
         let ended = match item? {
             StreamItem::Event(event) => event.run_id == *run && event.event_type.is_terminal(),
             StreamItem::Truncated => true,
-            StreamItem::Heartbeat => false,
+            StreamItem::Heartbeat | StreamItem::Passing(_) => false,
         };
         if ended {
             let body = read_run(state, caller, run).await?;

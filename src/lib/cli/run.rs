@@ -18,6 +18,7 @@ const INTERRUPTED: u8 = 130;
 #[command(after_help = "Examples:\n  \
     agenthub run \"Get ROAS for advertiser 123 over 7 days\"\n  \
     agenthub run \"Summarise what the docs say about retries\" --max-cost-usd 0.05 --timeout-s 120\n  \
+    agenthub run --mode agent \"Get ROAS for advertiser 123 and find what the docs say about it\"\n  \
     agenthub run \"Get ROAS for advertiser 123 over 7 days\" --json | tail -1 | jq .result\n\n\
     Ctrl-C asks the run to stop and follows it to its end; a second Ctrl-C drops the calls under way.\n\
     Exit codes: 0 the run succeeded, 1 it failed, was cancelled or timed out, 2 wrong usage, 130 Ctrl-C twice.")]
@@ -29,8 +30,9 @@ pub struct Args {
     /// The session; a new one when absent.
     #[arg(long, value_name = "SESSION_ID", value_parser = id)]
     session: Option<String>,
-    /// How the run goes about its goal.
-    #[arg(long, default_value = "plan_execute", value_parser = ["plan_execute"])]
+    /// How the run goes about its goal: by a plan made first, or by a model that calls tools until it
+    /// answers.
+    #[arg(long, default_value = "plan_execute", value_parser = ["plan_execute", "agent"])]
     mode: String,
     /// The model that plans; the installation's default when absent.
     #[arg(long)]

@@ -193,6 +193,12 @@ settings! {
     llm_timeout_ms: Millis = "AGENTHUB_LLM_TIMEOUT_MS", "60000";
     /// Most tokens that a model may answer with.
     llm_max_output_tokens: u32 = "AGENTHUB_LLM_MAX_OUTPUT_TOKENS", "4096";
+    /// Whether the answers of an agent's model are told while they are written (`llm.delta`).
+    llm_stream: bool = "AGENTHUB_LLM_STREAM", "true";
+    /// Answers that an agent's model may give in one run.
+    max_turns: usize = "AGENTHUB_MAX_TURNS", "16";
+    /// Bytes of a tool's output that an agent's model is shown.
+    max_shown_bytes: ByteCount = "AGENTHUB_MAX_SHOWN_BYTES", "16384";
     /// File with the prices of models; the built-in list when empty.
     prices_file: Option<PathBuf> = "AGENTHUB_PRICES_FILE", "";
 
@@ -261,6 +267,9 @@ impl Settings {
         }
         if self.max_in_flight == 0 {
             return invalid("AGENTHUB_MAX_IN_FLIGHT", "at least 1");
+        }
+        if self.max_turns == 0 {
+            return invalid("AGENTHUB_MAX_TURNS", "at least 1");
         }
         for (name, value) in [
             ("AGENTHUB_BREAKER_FAILURES", self.breaker_failures),

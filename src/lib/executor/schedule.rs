@@ -1,9 +1,13 @@
 //! Which steps of a plan may start, and how it ends. Pure: states come from the run's journal.
 //!
 //! A step that fails ends the run: what it had not started is skipped, dependants and independent
-//! steps alike; attempts that are in flight are let finish, but not repeated.
+//! steps alike; attempts that are in flight are let finish, but not repeated. Where the steps are an
+//! agent's calls ([`Schedule::each_on_its_own`]), only an outcome that is not known does that.
 
 use crate::plan::{CheckedPlan, Step};
+
+/// The code of a step of which nobody knows whether its effect happened.
+pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
 
 /// How far a step is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub enum Outcome {
 pub struct Schedule<'a> {
     plan: &'a CheckedPlan,
     states: Vec<StepState>,
+    /// Whether a failure ends no more than its own step.
+    each_on_its_own: bool,
 }
 
 impl<'a> Schedule<'a> {
@@ -55,7 +61,15 @@ impl<'a> Schedule<'a> {
         Self {
             plan,
             states: states.collect(),
+            each_on_its_own: false,
         }
+    }
+
+    /// No failure but an outcome that is not known stops other steps or the run.
+    #[must_use]
+    pub fn each_on_its_own(mut self, yes: bool) -> Self {
+        self.each_on_its_own = yes;
+        self
     }
 
     /// The state of a step, or `None` when the plan has no such step.
@@ -121,7 +135,10 @@ impl<'a> Schedule<'a> {
             });
         }
         // Only a journal that lost a failure can leave steps undone without one.
-        let undone = self.steps_that(|_, state| *state != StepState::Succeeded);
+        let undone = self.steps_that(|_, state| match state {
+            StepState::Failed { .. } => !self.each_on_its_own,
+            state => *state != StepState::Succeeded,
+        });
         Some(
             undone
                 .first()
@@ -132,10 +149,17 @@ impl<'a> Schedule<'a> {
         )
     }
 
+    fn ends_the_run(&self, code: &str) -> bool {
+        !self.each_on_its_own || code == OUTCOME_UNKNOWN
+    }
+
+    /// Of the failures that end the run.
     fn first_failure(&self) -> Option<(&'a Step, &str)> {
         let steps = self.plan.steps().iter().zip(&self.states);
         let failures = steps.filter_map(|(step, state)| match state {
-            StepState::Failed { code, seq } => Some((seq, step, code.as_str())),
+            StepState::Failed { code, seq } if self.ends_the_run(code) => {
+                Some((seq, step, code.as_str()))
+            }
             _ => None,
         });
         let first = failures.min_by_key(|(seq, ..)| **seq);
@@ -191,6 +215,27 @@ mod tests {
         assert_eq!(schedule.outcome(), None);
         schedule.set("c", StepState::Succeeded);
         assert_eq!(schedule.outcome(), Some(Outcome::Succeeded));
+    }
+
+    #[test]
+    fn where_each_step_is_on_its_own_only_an_unknown_outcome_stops_others() {
+        let plan = checked(&[("a", &[]), ("b", &[]), ("c", &[])]);
+        let mut schedule = fresh(&plan).each_on_its_own(true);
+        schedule.set("a", failed("boom", 1));
+        assert_eq!(ids(&schedule.ready()), ["b", "c"]);
+        schedule.set("b", StepState::Waiting);
+        schedule.set("c", StepState::Succeeded);
+        assert!(!schedule.is_done(), "b is tried again");
+        schedule.set("b", StepState::Succeeded);
+        assert_eq!(schedule.outcome(), Some(Outcome::Succeeded));
+        schedule.set("c", StepState::Pending);
+        schedule.set("b", failed(OUTCOME_UNKNOWN, 2));
+        assert!(schedule.ready().is_empty());
+        let expected = Outcome::Failed {
+            step_id: "b".into(),
+            code: OUTCOME_UNKNOWN.into(),
+        };
+        assert_eq!(schedule.outcome(), Some(expected));
     }
 
     #[test]

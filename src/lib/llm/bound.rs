@@ -73,6 +73,7 @@ mod tests {
             model: "m".into(),
             messages: vec![],
             functions: vec![],
+            text_only: false,
             max_output_tokens: 1,
             traceparent: None,
         };

@@ -81,8 +81,11 @@ pub struct ChatRequest {
     pub model: String,
     /// The conversation.
     pub messages: Vec<ChatMessage>,
-    /// What it may call; none forbids calling.
+    /// What it may call.
     pub functions: Vec<Function>,
+    /// Whether it must answer in text, although there are functions: providers want to know the functions
+    /// that the conversation shows calls of.
+    pub text_only: bool,
     /// The most tokens that it may answer with.
     pub max_output_tokens: u32,
     /// W3C trace context, sent along.
@@ -149,4 +152,21 @@ pub fn is_unbilled(code: &str) -> bool {
 pub trait LlmClient: Send + Sync {
     /// Makes one call. Dropping the future abandons it.
     async fn chat(&self, request: ChatRequest) -> Result<ChatAnswer, LlmError>;
+
+    /// As [`LlmClient::chat`]; `heard` is given the answer's text as it comes, in pieces that make up the
+    /// whole when the call succeeds.
+    async fn chat_streamed(
+        &self,
+        request: ChatRequest,
+        heard: &TextSink<'_>,
+    ) -> Result<ChatAnswer, LlmError> {
+        let answer = self.chat(request).await?;
+        if let Some(text) = &answer.content {
+            heard(text);
+        }
+        Ok(answer)
+    }
 }
+
+/// Takes pieces of text. Called from within the call, so it must neither wait nor take long.
+pub type TextSink<'a> = dyn Fn(&str) + Send + Sync + 'a;

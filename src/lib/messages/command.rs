@@ -18,6 +18,8 @@ pub enum RunKind {
     Execute,
     /// Make a plan and execute it.
     PlanExecute,
+    /// Let the model call tools, turn by turn, until it answers.
+    Agent,
 }
 
 impl RunKind {
@@ -27,6 +29,7 @@ impl RunKind {
             Self::Plan => "plan",
             Self::Execute => "execute",
             Self::PlanExecute => "plan_execute",
+            Self::Agent => "agent",
         }
     }
 
@@ -39,7 +42,7 @@ impl RunKind {
     /// The command with which a run of this kind begins.
     pub fn first_command(self) -> CommandKind {
         match self {
-            Self::Plan | Self::PlanExecute => CommandKind::Plan,
+            Self::Plan | Self::PlanExecute | Self::Agent => CommandKind::Plan,
             Self::Execute => CommandKind::Execute,
         }
     }
@@ -137,11 +140,19 @@ pub struct Command {
     pub v: u16,
     /// Which worker it is for.
     pub kind: CommandKind,
-    /// How often this command was emitted before for the same run.
+    /// How many commands were emitted before for the same run.
     pub wake: u32,
+    /// The turn of an agent that was executed last, from 1; 0 before the first, and for all other runs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub turn: u32,
     /// What was asked for.
     pub spec: RunSpec,
     /// For the executor: the plan; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Sealed>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -1,8 +1,10 @@
 //! Turning a goal into a plan, as far as it is pure: what the model is asked ([`prompt`]), what its
-//! answer says ([`parse`]), and how it is asked again when the plan is refused ([`repair`]).
+//! answer says ([`parse`]), and how it is asked again when the plan is refused ([`repair`]). And the
+//! conversation of an agent ([`agent`]), which plans no further than its next calls.
 //!
 //! Invariant: what leaves here as a plan has passed [`crate::plan::check`], whatever the model wrote.
 
+pub mod agent;
 pub mod parse;
 pub mod prompt;
 pub mod repair;

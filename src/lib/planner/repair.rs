@@ -71,20 +71,21 @@ pub fn request(
 fn echoed_calls(answer: &ChatAnswer) -> Vec<FunctionCall> {
     let calls = answer.tool_calls.iter().enumerate();
     calls
-        .map(|(index, call)| {
-            let is_json = matches!(serde_json::from_str(&call.arguments), Ok(Value::Object(_)));
-            let arguments = if is_json {
-                call.arguments.clone()
-            } else {
-                json!({"invalid_json": start_of(&call.arguments)}).to_string()
-            };
-            FunctionCall {
-                id: format!("call_{index}"),
-                name: call.name.clone(),
-                arguments,
-            }
+        .map(|(index, call)| FunctionCall {
+            id: format!("call_{index}"),
+            name: call.name.clone(),
+            arguments: echoed_arguments(&call.arguments),
         })
         .collect()
+}
+
+/// Arguments as the model is shown them again: always JSON.
+pub(super) fn echoed_arguments(arguments: &str) -> String {
+    if matches!(serde_json::from_str(arguments), Ok(Value::Object(_))) {
+        arguments.to_owned()
+    } else {
+        json!({"invalid_json": start_of(arguments)}).to_string()
+    }
 }
 
 fn start_of(text: &str) -> &str {
@@ -123,6 +124,7 @@ mod tests {
                 content: "goal".into(),
             }],
             functions: vec![],
+            text_only: false,
             max_output_tokens: 7,
             traceparent: None,
         }

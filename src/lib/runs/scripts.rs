@@ -29,6 +29,7 @@ scripts! {
     ABANDON = "abandon";
     ACQUIRE = "acquire";
     RECORD = "record";
+    DELTA = "delta";
     RENEW = "renew";
     FLUSHED = "flushed";
     SWEEP = "sweep";

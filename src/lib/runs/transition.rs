@@ -38,6 +38,8 @@ pub struct Acquire<'a> {
     pub plan: Option<&'a Sealed>,
     /// What the run does.
     pub kind: RunKind,
+    /// The command's [turn](crate::messages::Command::turn).
+    pub turn: u32,
     /// Milliseconds since the epoch at its admission.
     pub created: u64,
     /// Milliseconds since the epoch at which it times out.
@@ -252,6 +254,11 @@ pub enum Next {
     Execute {
         /// Its plan.
         plan: Sealed,
+    },
+    /// Back to the planner, for the next turn.
+    Plan {
+        /// The turn that was executed, from 1. It rises.
+        turn: u32,
     },
     /// Aside, until a time.
     Park {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::hub::{Heard, Subscription};
 use crate::ids::{SessionId, TenantId};
 use crate::messages::EventId;
-use crate::runs::{Runs, StoredEvent};
+use crate::runs::{PassingEvent, Runs, StoredEvent};
 use crate::store::StoreError;
 
 /// Events read from the history at once.
@@ -25,6 +25,8 @@ const BEGINNING: EventId = EventId {
 pub enum StreamItem {
     /// The next event.
     Event(Arc<StoredEvent>),
+    /// Something that has no place in the history: whoever is not there misses it.
+    Passing(Arc<PassingEvent>),
     /// The history does not reach back to the cursor, or its numbering began anew: what follows starts
     /// with the oldest event that there is.
     Truncated,
@@ -88,6 +90,7 @@ impl EventStream {
             tokio::select! {
                 heard = self.source.subscription.next() => match heard? {
                     Heard::Events(events) => self.take(&events),
+                    Heard::Passing(event) => self.ready.push_back(StreamItem::Passing(event)),
                     Heard::Resync => self.behind = true,
                 },
                 _ = self.heartbeat.tick() => {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StreamError;
 use crate::config::Settings;
-use crate::runs::StoredEvent;
+use crate::runs::{PassingEvent, StoredEvent};
 use crate::runtime::Supervisor;
 
 /// Batches that a listener may be behind before it reads the history instead.
@@ -29,6 +29,8 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 pub(super) enum Heard {
     /// Events of one transition.
     Events(Arc<Vec<StoredEvent>>),
+    /// Something that is in no history.
+    Passing(Arc<PassingEvent>),
     /// Something may have been missed: read the history.
     Resync,
 }
@@ -238,8 +240,8 @@ impl Hub {
             Some(channel) => channel.sender.clone(),
             None => return,
         };
-        let heard = match parse_batch(text) {
-            Ok(events) => Heard::Events(Arc::new(events)),
+        let heard = match parse(text) {
+            Ok(heard) => heard,
             Err(error) => {
                 tracing::error!(%error, channel, "a published batch does not parse");
                 Heard::Resync
@@ -258,6 +260,15 @@ impl Hub {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A transition's events are an array; what is told in passing is one object.
+fn parse(text: &str) -> Result<Heard, String> {
+    if text.starts_with('{') {
+        let passing = PassingEvent::parse(text).map_err(|e| e.to_string())?;
+        return Ok(Heard::Passing(Arc::new(passing)));
+    }
+    parse_batch(text).map(|events| Heard::Events(Arc::new(events)))
 }
 
 fn parse_batch(text: &str) -> Result<Vec<StoredEvent>, String> {

@@ -5,7 +5,7 @@
 //! are here: `docs/decisions/0003-two-redis-clients.md`.
 //!
 //! Invariant: a follower sees every event of its session after its cursor exactly once, in order, or
-//! is told that the history no longer reaches back to its cursor.
+//! is told that the history no longer reaches back to its cursor. What is told in passing moves no cursor.
 
 mod follow;
 mod hub;

@@ -43,6 +43,7 @@ metrics_table! {
     Histogram "agenthub_tool_duration_ms" "Milliseconds of one attempt of a tool call, by tool.";
     Histogram "agenthub_llm_duration_ms" "Milliseconds of one model call, by model.";
     Counter "agenthub_llm_calls_total" "Attempts of model calls by model and outcome.";
+    Counter "agenthub_llm_deltas_total" "Pieces of model answers told while they were written, by outcome.";
     Counter "agenthub_runs_total" "Runs that ended, by tenant, kind and outcome; not those that end as their session is erased.";
     Histogram "agenthub_run_duration_ms" "Milliseconds from a run's admission to its end with a worker, by kind and outcome.";
     Histogram "agenthub_queue_wait_ms" "Milliseconds from a run's admission until a worker took it up, by stage.";

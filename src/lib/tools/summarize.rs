@@ -39,6 +39,7 @@ impl Summarize {
             model: self.model.clone(),
             messages: messages(text, args.instruction.as_deref()),
             functions: Vec::new(),
+            text_only: false,
             max_output_tokens: self.max_output_tokens,
             traceparent: None,
         };

@@ -23,8 +23,9 @@ use crate::config::Settings;
 use crate::executor::breaker::ASK_AGAIN;
 use crate::executor::schedule::Outcome;
 use crate::ids::TenantId;
-use crate::messages::{Command, EventType};
+use crate::messages::{Command, EventType, RunKind};
 use crate::plan::{CheckedPlan, Plan};
+use crate::planner::agent::turn_of;
 use crate::pricing::Prices;
 use crate::privacy::DataKey;
 use crate::runs::{
@@ -54,6 +55,8 @@ pub(super) struct Prepared {
     plan: Result<CheckedPlan, String>,
     /// The steps that are begun with the acquire.
     first: Vec<FirstStep>,
+    /// Whether nothing of the run was executed before.
+    first_turn: bool,
 }
 
 /// A step that is begun with the acquire.
@@ -135,7 +138,11 @@ impl Execution {
                 call,
             });
         }
-        Prepared { plan, first }
+        Prepared {
+            plan,
+            first,
+            first_turn: command.turn == 0,
+        }
     }
 
     /// The stage's first events, and the steps that are begun with it.
@@ -143,17 +150,16 @@ impl Execution {
         let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };
-        let mut begin = Begin {
-            set: BTreeMap::new(),
-            events: vec![NewEvent {
+        let mut begin = Begin::default();
+        if prepared.first_turn {
+            begin.events.push(NewEvent {
                 event_type: EventType::RunStarted,
                 data: json!({ "steps": plan.steps().len() }).to_string(),
                 step: None,
                 attempt: None,
                 state: None,
-            }],
-            reserve: Vec::new(),
-        };
+            });
+        }
         for step in &prepared.first {
             let entry = StepEntry::begun(&step.tool, 1, now_ms);
             begin.set.insert(
@@ -559,6 +565,15 @@ impl Carrying<'_> {
         self.run.finish(transition).await;
     }
 
+    /// Back to the planner. The steps of an agent's turn are named by it.
+    fn next_turn(&self) -> Next {
+        let before = self.run.command.turn;
+        let turn = self.progress.first_step().and_then(turn_of);
+        Next::Plan {
+            turn: turn.unwrap_or(before).max(before + 1),
+        }
+    }
+
     async fn end(&mut self, mut transition: Transition<'_>) {
         let next = if let Some(Outcome::Failed { step_id, code }) = self.progress.outcome() {
             let message = self
@@ -575,6 +590,8 @@ impl Carrying<'_> {
                 data,
                 state: None,
             }
+        } else if self.run.command.spec.kind == RunKind::Agent {
+            self.next_turn() // the model is told what its calls gave
         } else {
             let data = self.run.told(&json!({ "result": self.progress.result() }));
             Next::End {

@@ -4,12 +4,14 @@
 //! Invariant: from the acquire on, the run's lease and timer own it. A worker that dies loses nothing;
 //! one that lost its lease changes nothing.
 
+mod agent;
 mod attempt;
 mod audit;
 mod breakers;
 mod command;
 mod context;
 mod dead_letters;
+mod delta;
 mod execution;
 mod lease;
 mod llm_router;
@@ -213,6 +215,7 @@ impl Worker {
                     spec: &text,
                     plan: command.plan.as_ref(),
                     kind: spec.kind,
+                    turn: command.turn,
                     created: spec.created_ms,
                     deadline: spec.deadline_ms,
                     parallel: spec.on_conflict == OnConflict::Parallel,

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::audit::Call;
+use super::delta::Deltas;
 use super::lease::Signal;
 use super::llm_router::{LlmRouter, Route, Tried};
 use super::owned::{Owned, Standing};
@@ -88,6 +89,8 @@ pub(super) struct ModelCalls<'r> {
     made: u32,
     /// The call that the acquire reserved.
     reserved: Option<Bounded>,
+    /// Whether answers are told while they are written.
+    told: bool,
 }
 
 impl<'r> ModelCalls<'r> {
@@ -107,7 +110,14 @@ impl<'r> ModelCalls<'r> {
             max,
             made: last_call(&run.fields),
             reserved,
+            told: false,
         }
+    }
+
+    /// Tells answers while they are written, unless the settings say otherwise.
+    pub(super) fn told(mut self) -> Self {
+        self.told = self.settings.llm_stream;
+        self
     }
 
     /// Calls that may still be made.
@@ -307,12 +317,30 @@ impl<'r> ModelCalls<'r> {
             gen_ai.operation.name = "chat",
             gen_ai.request.model = %request.model,
         );
-        let call = route.client.chat(request.clone()).instrument(span);
-        let call = tokio::time::timeout(limit, call);
-        tokio::pin!(call);
+        let deltas = self.told.then(|| Deltas::new(self.run, self.made));
+        let heard = |text: &str| deltas.iter().for_each(|deltas| deltas.heard(text));
+        let call = async {
+            if self.told {
+                route.client.chat_streamed(request.clone(), &heard).await
+            } else {
+                route.client.chat(request.clone()).await
+            }
+        };
+        let call = tokio::time::timeout(limit, call.instrument(span));
+        let telling = async {
+            match &deltas {
+                Some(deltas) => deltas.tell().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(call, telling);
         loop {
             tokio::select! {
+                never = &mut telling => match never {},
                 answer = &mut call => {
+                    if let (Some(deltas), Ok(Ok(_))) = (&deltas, &answer) {
+                        deltas.finish().await;
+                    }
                     return Ok(answer.unwrap_or_else(|_| Err(LlmError {
                         class: LlmErrorClass::Transient { retry_after: None },
                         code: TIMEOUT,

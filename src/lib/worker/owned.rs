@@ -15,6 +15,7 @@ use crate::privacy::DataKey;
 use crate::runs::{
     Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, OverBudget, Recorded, Transition,
 };
+use crate::store::StoreError;
 use crate::telemetry::labels;
 
 /// Time for a sweeper to end a run whose deadline has come, and for clocks that differ.
@@ -117,6 +118,15 @@ impl Owned {
         let mut transition = Transition::new(&self.command.spec.run_id, &self.owner, number);
         transition.acked = std::mem::take(&mut *self.acknowledged());
         transition
+    }
+
+    /// Tells a piece of what the model writes; `data` is masked JSON text. Returns how many processes
+    /// listened.
+    pub(super) async fn tell_delta(&self, data: &str) -> Result<u64, StoreError> {
+        let spec = &self.command.spec;
+        let runs = &self.context.runs;
+        runs.tell_delta(&spec.tenant, &spec.run_id, &self.owner, data)
+            .await
     }
 
     /// Takes back a transition that has nothing to record.

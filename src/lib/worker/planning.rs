@@ -1,10 +1,12 @@
-//! What a planner does with a run: asks the model for a plan, checks it, and hands it over.
+//! What a planner does with a run: asks the model for a plan, checks it, and hands it over. What it does
+//! with an agent's run is in `agent`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::agent;
 use super::lease::Signal;
 use super::llm_router::LlmRouter;
 use super::model_call::{self, Answered, ModelCalls, Unanswered, Why};
@@ -53,16 +55,21 @@ impl Planning {
     /// Builds the first request and bounds what it can cost.
     pub(super) fn prepare(&self, command: &Command, key: &DataKey, prices: &Prices) -> Prepared {
         let request = self.first_request(command, key);
-        let first = request.as_ref().ok();
+        // A later question is made of the journal, which only the owner reads.
+        let first = request.as_ref().ok().filter(|_| command.turn == 0);
         let first = first.and_then(|request| model_call::bound(prices, 1, request).ok());
         Prepared { request, first }
     }
 
     pub(super) fn begin(&self, command: &Command, prepared: &Prepared) -> Begin {
         let model = command.spec.model.as_ref().unwrap_or(&self.settings.model);
+        let mut data = json!({ "model": model });
+        if command.spec.kind == RunKind::Agent {
+            data["turn"] = json!(command.turn + 1);
+        }
         let event = NewEvent {
             event_type: EventType::PlanStarted,
-            data: json!({ "model": model }).to_string(),
+            data: data.to_string(),
             step: None,
             attempt: None,
             state: None,
@@ -79,6 +86,12 @@ impl Planning {
             Ok(request) => request,
             Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
         };
+        if run.command.spec.kind == RunKind::Agent {
+            let (llm, settings) = (&self.llm, &self.settings);
+            // Boxed, so that the runs of plans do not carry its size.
+            let agent = agent::carry_out(run, llm, settings, &original, prepared.first);
+            return Box::pin(agent).await;
+        }
         let mut calls = ModelCalls::new(&run, &self.llm, &self.settings, MAX_CALLS, prepared.first);
         let mut request = None;
         let mut repairs = 0;
@@ -96,7 +109,7 @@ impl Planning {
                 let request = request.as_ref().unwrap_or(&original);
                 match calls.ask(request, transition, &mut signal).await {
                     Ok(mut answered) => {
-                        Self::journal(&run, &mut answered);
+                        journal(&run, &mut answered);
                         transition = answered.transition;
                         (answered.answer, answered.cost)
                     }
@@ -141,7 +154,7 @@ impl Planning {
             .iter()
             .filter(|tool| allowed(tool.name))
             .collect();
-        Ok(prompt::request(&prompt::Goal {
+        let goal = prompt::Goal {
             goal: &goal,
             context: context.as_ref(),
             tools: &tools,
@@ -149,7 +162,11 @@ impl Planning {
             model: spec.model.as_ref().unwrap_or(&self.settings.model),
             max_output_tokens: self.settings.llm_max_output_tokens,
             traceparent: spec.traceparent.as_deref(),
-        }))
+        };
+        Ok(match spec.kind {
+            RunKind::Agent => crate::planner::agent::opening(&goal),
+            _ => prompt::request(&goal),
+        })
     }
 
     fn max_steps(&self, command: &Command) -> usize {
@@ -169,23 +186,6 @@ impl Planning {
             validate: &|name, args| catalogue::validate_args(name, args),
         };
         plan_of(answer, &limits, &rules)
-    }
-
-    /// Puts an answer into the journal.
-    fn journal(run: &Owned, answered: &mut Answered<'_>) {
-        let call = ModelCall {
-            model: answered.answer.model.clone(),
-            usage: answered.answer.usage,
-            cost_micro_usd: answered.cost.micro_usd,
-            duration_ms: u64::try_from(answered.took.as_millis()).unwrap_or(u64::MAX),
-            answer: run
-                .key
-                .seal(&serde_json::to_vec(&answered.answer).unwrap_or_default()),
-        };
-        answered.transition.set.insert(
-            format!("m:{}", answered.number),
-            serde_json::to_string(&call).unwrap_or_default(),
-        );
     }
 
     async fn accept(
@@ -239,7 +239,24 @@ impl Planning {
     }
 }
 
-async fn stop(run: &Owned, unanswered: Unanswered<'_>) {
+/// Puts an answer into the journal.
+pub(super) fn journal(run: &Owned, answered: &mut Answered<'_>) {
+    let call = ModelCall {
+        model: answered.answer.model.clone(),
+        usage: answered.answer.usage,
+        cost_micro_usd: answered.cost.micro_usd,
+        duration_ms: u64::try_from(answered.took.as_millis()).unwrap_or(u64::MAX),
+        answer: run
+            .key
+            .seal(&serde_json::to_vec(&answered.answer).unwrap_or_default()),
+    };
+    answered.transition.set.insert(
+        format!("m:{}", answered.number),
+        serde_json::to_string(&call).unwrap_or_default(),
+    );
+}
+
+pub(super) async fn stop(run: &Owned, unanswered: Unanswered<'_>) {
     let mut transition = unanswered.transition;
     match unanswered.why {
         Why::Failed { code, message } => fail(run, transition, code, &message).await,
@@ -260,7 +277,7 @@ async fn stop(run: &Owned, unanswered: Unanswered<'_>) {
     }
 }
 
-fn cancelled() -> Next {
+pub(super) fn cancelled() -> Next {
     Next::End {
         status: RunStatus::Cancelled,
         data: "{}".to_owned(),
@@ -268,7 +285,7 @@ fn cancelled() -> Next {
     }
 }
 
-async fn fail(run: &Owned, mut transition: Transition<'_>, code: &str, message: &str) {
+pub(super) async fn fail(run: &Owned, mut transition: Transition<'_>, code: &str, message: &str) {
     let data = run.context.failure(code, message);
     transition.set.insert("code".to_owned(), code.to_owned());
     transition.set.insert(
@@ -283,7 +300,7 @@ async fn fail(run: &Owned, mut transition: Transition<'_>, code: &str, message: 
     run.finish(transition).await;
 }
 
-fn open_answer(run: &Owned, call: &ModelCall) -> Result<ChatAnswer, String> {
+pub(super) fn open_answer(run: &Owned, call: &ModelCall) -> Result<ChatAnswer, String> {
     let bytes = run.key.open(&call.answer).map_err(|e| e.to_string())?;
     serde_json::from_slice(&bytes).map_err(|e| e.to_string())
 }

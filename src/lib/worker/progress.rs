@@ -13,8 +13,8 @@ use super::owned::Owned;
 use super::results::Origin;
 use super::spending::{Bounded, Cost};
 use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
-use crate::executor::schedule::{Outcome, Schedule, StepState};
-use crate::messages::EventType;
+use crate::executor::schedule::{OUTCOME_UNKNOWN, Outcome, Schedule, StepState};
+use crate::messages::{EventType, RunKind};
 use crate::plan::{CheckedPlan, Step, reference};
 use crate::runs::{NewEvent, OverBudget, StepEntry, StepStatus, Transition};
 use crate::tools::{Effects, ToolError, ToolErrorClass, ToolOutput, catalogue};
@@ -64,7 +64,9 @@ impl<'a> Progress<'a> {
         execution: &'a Execution,
         first: impl Iterator<Item = Bounded>,
     ) -> Result<Self, String> {
-        let entries = run.fields.journal().steps;
+        let mut entries = run.fields.journal().steps;
+        // Of an agent's earlier turns, nothing is needed.
+        entries.retain(|id, _| plan.index_of(id).is_some());
         let mut outputs = BTreeMap::new();
         for (id, entry) in &entries {
             if let Some(sealed) = &entry.output {
@@ -87,7 +89,8 @@ impl<'a> Progress<'a> {
                 },
             },
         };
-        let schedule = Schedule::new(plan, state);
+        let agent = run.command.spec.kind == RunKind::Agent;
+        let schedule = Schedule::new(plan, state).each_on_its_own(agent);
         Ok(Self {
             run,
             plan,
@@ -108,6 +111,10 @@ impl<'a> Progress<'a> {
 
     pub(super) fn step(&self, id: &str) -> Option<&'a Step> {
         self.plan.steps().get(self.plan.index_of(id)?)
+    }
+
+    pub(super) fn first_step(&self) -> Option<&'a str> {
+        self.plan.steps().first().map(|step| step.id.as_str())
     }
 
     pub(super) fn attempts(&self, id: &str) -> u32 {
@@ -425,8 +432,8 @@ impl<'a> Progress<'a> {
             }
             RetryDecision::OutcomeUnknown => {
                 entry.status = StepStatus::OutcomeUnknown;
-                entry.code = Some("outcome_unknown".to_owned());
-                data["code"] = json!("outcome_unknown");
+                entry.code = Some(OUTCOME_UNKNOWN.to_owned());
+                data["code"] = json!(OUTCOME_UNKNOWN);
                 (EventType::StepFailed, After::Nothing)
             }
             RetryDecision::GiveUp { reason } => {

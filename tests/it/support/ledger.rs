@@ -150,6 +150,16 @@ impl Ledger {
         self.acquire_of(run, owner, stage, lease_ms, 3).await
     }
 
+    pub async fn acquire_turn(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        turn: u32,
+    ) -> Acquired {
+        self.take(run, owner, stage, (10_000, 3), turn).await
+    }
+
     pub async fn acquire_of(
         &self,
         run: &RunId,
@@ -157,6 +167,18 @@ impl Ledger {
         stage: CommandKind,
         lease_ms: u64,
         max_deliveries: u32,
+    ) -> Acquired {
+        self.take(run, owner, stage, (lease_ms, max_deliveries), 0)
+            .await
+    }
+
+    async fn take(
+        &self,
+        run: &RunId,
+        owner: &str,
+        stage: CommandKind,
+        (lease_ms, max_deliveries): (u64, u32),
+        turn: u32,
     ) -> Acquired {
         let spec = spec(run, &self.session);
         let acquire = Acquire {
@@ -170,6 +192,7 @@ impl Ledger {
             spec: &spec,
             plan: None,
             kind: RunKind::PlanExecute,
+            turn,
             created: now_ms(),
             deadline: now_ms() + 60_000,
             parallel: false,

@@ -9,6 +9,7 @@ use agenthub::config::{Settings, Source};
 pub mod broker;
 pub mod forwarder;
 pub mod ledger;
+mod passing;
 pub mod raw;
 pub mod reaper;
 pub mod records;
@@ -17,6 +18,8 @@ pub mod sse;
 pub mod stack;
 pub mod tools;
 pub mod web;
+
+pub use passing::listen;
 
 /// Secrets of the tests' installations.
 pub const SIGNING: &str = "t1:dGVzdC1zaWduaW5nLXNlY3JldC10ZXN0LXNpZ25pbmctc2VjcmV0";

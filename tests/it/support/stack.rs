@@ -366,6 +366,16 @@ impl Stack {
         run["run_id"].as_str().unwrap().to_owned()
     }
 
+    /// Submits a goal for an agent in a session; the run's id.
+    pub async fn submit_agent(&self, session: &str, goal: &str, more: &Value) -> String {
+        let mut request = json!({ "session_id": session, "goal": goal, "mode": "agent" });
+        let more = more.as_object().unwrap().clone();
+        request.as_object_mut().unwrap().extend(more);
+        let (status, run) = self.post("/v1/runs", &request).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{run}");
+        run["run_id"].as_str().unwrap().to_owned()
+    }
+
     /// The run when it has ended.
     pub async fn ended(&self, run: &str) -> Value {
         eventually(&format!("{run} ends"), async || {

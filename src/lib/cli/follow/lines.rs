@@ -15,10 +15,16 @@ const MOST_NAME: usize = 64;
 pub fn line(event: &Event) -> Option<String> {
     let text = match event.kind.as_str() {
         "run.queued" => "· queued".to_owned(),
-        "plan.started" => match event.text("model") {
-            "" => "· planning".to_owned(),
-            model => format!("· planning with {}", one_line(model, MOST_NAME)),
-        },
+        "plan.started" => {
+            let doing = match event.number("turn") {
+                Some(turn) => format!("· turn {turn}"),
+                None => "· planning".to_owned(),
+            };
+            match event.text("model") {
+                "" => doing,
+                model => format!("{doing} with {}", one_line(model, MOST_NAME)),
+            }
+        }
         "plan.created" => planned(event),
         "run.started" => "· executing".to_owned(),
         "step.started" => format!("▸ {}", step_with_args(event)),
@@ -89,7 +95,11 @@ fn planned(event: &Event) -> String {
         output_tokens: event.number("output_tokens").unwrap_or(0),
         cost_micro_usd: event.number("cost_micro_usd").unwrap_or(0),
     };
-    let mut text = format!("· planned {} step{plural}: {}", steps.len(), usage(used));
+    let what = match event.number("turn") {
+        Some(_) => format!("· {} call{plural}", steps.len()),
+        None => format!("· planned {} step{plural}", steps.len()),
+    };
+    let mut text = format!("{what}: {}", usage(used));
     for step in steps {
         let name = |field| {
             one_line(
@@ -148,6 +158,11 @@ mod tests {
             told(r#"{"type":"step.completed","step_id":"s1"}"#).unwrap(),
             "✓ s1"
         );
+        let turn = told(r#"{"type":"plan.started","data":{"model":"m","turn":2}}"#);
+        assert_eq!(turn.unwrap(), "· turn 2 with m");
+        let called = told(r#"{"type":"plan.created","data":{"turn":2,"plan":{"steps":[]}}}"#);
+        assert_eq!(called.unwrap(), "· 0 calls: 0 tokens in, 0 out, $0.00");
+        assert_eq!(told(r#"{"type":"llm.delta","data":{"text":"x"}}"#), None);
         let planned = told(r#"{"type":"plan.created","data":{"plan":{"steps":[{}]}}}"#).unwrap();
         assert_eq!(
             planned,

@@ -10,6 +10,8 @@ use crate::cli::client::Event;
 use crate::cli::output::{one_line, reason};
 
 const TICK: Duration = Duration::from_millis(100);
+/// Characters of what the model writes that are shown: the latest.
+const MOST_WRITTEN: usize = 60;
 
 /// What is on the terminal.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Live {
     running: BTreeMap<String, ProgressBar>,
     steps: Option<u64>,
     done: u64,
+    /// The end of what the model writes, and in which of its calls.
+    written: (Option<u64>, String),
 }
 
 impl Live {
@@ -38,6 +42,7 @@ impl Live {
             running: BTreeMap::new(),
             steps: None,
             done: 0,
+            written: (None, String::new()),
         }
     }
 
@@ -45,6 +50,10 @@ impl Live {
     pub fn event(&mut self, event: &Event) -> std::io::Result<()> {
         let line = lines::line(event);
         match (event.kind.as_str(), &event.step_id) {
+            ("llm.delta", _) => {
+                self.write(event);
+                return Ok(());
+            }
             ("run.queued" | "plan.started", _) => {
                 let text = line.unwrap_or_default();
                 self.run
@@ -82,6 +91,19 @@ impl Live {
             _ => {}
         }
         line.map_or(Ok(()), |line| self.say(&line))
+    }
+
+    /// Shows the end of what the model writes.
+    fn write(&mut self, event: &Event) {
+        let (call, written) = &mut self.written;
+        if *call != event.number("call") {
+            (*call, *written) = (event.number("call"), String::new());
+        }
+        written.push_str(event.text("text"));
+        let from = written.chars().count().saturating_sub(MOST_WRITTEN);
+        *written = written.chars().skip(from).collect();
+        let shown = one_line(written, MOST_WRITTEN + 1);
+        self.run.set_message(format!("writing: {shown}"));
     }
 
     /// A line above the spinners.
@@ -155,6 +177,22 @@ fn animate(bar: &ProgressBar) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_model_writes_is_shown_from_its_end() {
+        let mut live = Live::on(ProgressDrawTarget::hidden());
+        let mut told = |call: u64, text: &str| {
+            let data = serde_json::json!({"call": call, "text": text});
+            let event = serde_json::json!({"type": "llm.delta", "data": data});
+            live.event(&serde_json::from_value(event).unwrap()).unwrap();
+            live.run.message()
+        };
+        assert_eq!(told(1, "one\n"), "writing: one");
+        assert_eq!(told(1, "two"), "writing: one two");
+        let words = "word ".repeat(12);
+        assert_eq!(told(1, &words), format!("writing: {}", words.trim()));
+        assert_eq!(told(2, "anew"), "writing: anew");
+    }
 
     #[test]
     fn a_step_has_a_spinner_while_it_runs() {

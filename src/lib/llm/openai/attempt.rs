@@ -49,6 +49,17 @@ async fn attempt(
     request: reqwest::Request,
     api_key: &SecretString,
 ) -> Result<Response, LlmError> {
+    let mut response = send(http, request, api_key).await?;
+    let body = wire::normalise(&whole(&mut response).await?).map_err(|e| failure::malformed(&e))?;
+    Ok(http::Response::new(Bytes::from(body)).into())
+}
+
+/// Sends the request; the answer has succeeded, and its body is not read.
+pub(super) async fn send(
+    http: &Client,
+    request: reqwest::Request,
+    api_key: &SecretString,
+) -> Result<Response, LlmError> {
     let mut response = http.execute(request).await.map_err(failure::of_transport)?;
     let status = response.status();
     if !status.is_success() {
@@ -63,17 +74,18 @@ async fn attempt(
             Timestamp::now(),
         ));
     }
-    let (body, cut) = read(&mut response, MAX_ANSWER_BYTES)
+    Ok(response)
+}
+
+/// The body of an answer.
+pub(super) async fn whole(response: &mut Response) -> Result<Vec<u8>, LlmError> {
+    let (body, cut) = read(response, MAX_ANSWER_BYTES)
         .await
         .map_err(failure::of_transport)?;
     if cut {
-        return Err(failure::permanent(
-            "llm_answer_too_large",
-            "the answer is larger than 32 MiB",
-        ));
+        return Err(failure::too_large());
     }
-    let body = wire::normalise(&body).map_err(|e| failure::malformed(&e))?;
-    Ok(http::Response::new(Bytes::from(body)).into())
+    Ok(body)
 }
 
 /// At most `limit` bytes of the body, and whether there were more.

@@ -12,6 +12,7 @@
 //! | connection lost on the way | transient | `llm_connection_lost` |
 //! | no answer within the timeout | transient | `llm_timeout` |
 //! | answer that does not decode, or is empty | transient | `llm_malformed_answer` |
+//! | an error within a streamed answer | transient | `llm_stream_failed` |
 //! | answer beyond the cap | permanent | `llm_answer_too_large` |
 //! | answer withheld by the provider's filter | permanent | `llm_content_filtered` |
 //!
@@ -39,6 +40,30 @@ pub(super) fn permanent(code: &'static str, message: &str) -> LlmError {
         class: LlmErrorClass::Permanent,
         code,
         message: cut(message),
+    }
+}
+
+/// An answer beyond the cap.
+pub(super) fn too_large() -> LlmError {
+    permanent("llm_answer_too_large", "the answer is larger than 32 MiB")
+}
+
+/// A streamed answer that ended before it was whole.
+pub(super) fn cut_short() -> LlmError {
+    LlmError {
+        class: LlmErrorClass::Transient { retry_after: None },
+        code: "llm_connection_lost",
+        message: "the answer ended before it was whole".to_owned(),
+    }
+}
+
+/// An error in the middle of a streamed answer.
+pub(super) fn of_stream(error: &Value) -> LlmError {
+    let message = error["message"].as_str().or(error.as_str());
+    LlmError {
+        class: LlmErrorClass::Transient { retry_after: None },
+        code: "llm_stream_failed",
+        message: cut(message.unwrap_or("the provider broke the answer off")),
     }
 }
 

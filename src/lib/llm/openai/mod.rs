@@ -2,14 +2,15 @@
 //!
 //! async-openai makes the requests, through an HTTP service of ours (`attempt`) in place of its own,
 //! which would repeat failed calls and sleep as long as `Retry-After` says. `failure` classifies what
-//! goes wrong, `wire` translates requests and answers.
+//! goes wrong, `wire` translates requests and answers, `streamed` reads answers that come in pieces.
 //!
-//! Invariant: one call of [`OpenAiClient::chat`] sends one request, reads at most 32 MiB, ends within
+//! Invariant: one call, streamed or not, sends one request, reads at most 32 MiB, ends within
 //! the timeout, and neither its errors nor its log show the API key or the conversation.
 
 mod attempt;
 mod failure;
 mod retry_after;
+mod streamed;
 mod wire;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use super::{ChatAnswer, ChatRequest, LlmClient, LlmError};
+use super::{ChatAnswer, ChatRequest, LlmClient, LlmError, TextSink};
 
 /// The longest that a connection may take to come about; the call's timeout applies besides.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +50,8 @@ pub enum SetupError {
 #[derive(Clone)]
 pub struct OpenAiClient {
     client: Client<Endpoint>,
+    http: reqwest::Client,
+    endpoint: Endpoint,
 }
 
 impl OpenAiClient {
@@ -78,7 +81,9 @@ impl OpenAiClient {
         let endpoint = Endpoint::new(base_url, api_key)?;
         let service = attempt::service(http.clone(), endpoint.api_key.clone());
         Ok(Self {
-            client: Client::build(http, endpoint).with_http_service(service),
+            client: Client::build(http.clone(), endpoint.clone()).with_http_service(service),
+            http,
+            endpoint,
         })
     }
 }
@@ -97,6 +102,27 @@ impl LlmClient for OpenAiClient {
         }
         let answer = chat.create(wire::request(request)).await;
         wire::answer(answer.map_err(unclassified)?)
+    }
+
+    async fn chat_streamed(
+        &self,
+        request: ChatRequest,
+        heard: &TextSink<'_>,
+    ) -> Result<ChatAnswer, LlmError> {
+        let Endpoint { headers, .. } = &self.endpoint;
+        let mut post = self
+            .http
+            .post(self.endpoint.url("/chat/completions"))
+            .headers(headers.clone());
+        if let Some(context) = &request.traceparent
+            && let Ok(context) = HeaderValue::from_str(context)
+        {
+            post = post.header("traceparent", context);
+        }
+        let post = post.json(&wire::streamed(request)).build();
+        let post = post.map_err(failure::of_transport)?;
+        let response = attempt::send(&self.http, post, &self.endpoint.api_key).await?;
+        streamed::read(response, heard).await
     }
 }
 

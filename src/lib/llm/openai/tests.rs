@@ -42,6 +42,7 @@ fn request(messages: Vec<ChatMessage>) -> ChatRequest {
         model: "gpt-4o-mini".into(),
         messages,
         functions: tools.map(step_function).to_vec(),
+        text_only: false,
         max_output_tokens: 1000,
         traceparent: None,
     }
@@ -363,5 +364,44 @@ fn loopback_is_known_in_every_spelling() {
         ("http://localhost.example/", false),
     ] {
         assert_eq!(is_loopback(&Url::parse(url).unwrap()), expected, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_answer_is_the_same_as_a_whole_one() {
+    let client = client(&start(&[]).await);
+    for goal in [
+        "Get ROAS for advertiser 123 over 7 days",
+        "[[sim: {\"content\": \"Grüße, told in more than one piece.\"}]]",
+        "[[sim: {\"content\": \"x\", \"usage\": false}]]",
+    ] {
+        let whole = ask(&client, goal).await.unwrap();
+        let heard = std::sync::Mutex::new(String::new());
+        let sink = |text: &str| heard.lock().unwrap().push_str(text);
+        let streamed = client.chat_streamed(request(vec![user(goal)]), &sink).await;
+        let mut streamed = streamed.unwrap();
+        // Ids of calls go by the request, of which `stream` is a part.
+        for (call, other) in streamed.tool_calls.iter_mut().zip(&whole.tool_calls) {
+            call.id.clone_from(&other.id);
+        }
+        assert_eq!(streamed, whole);
+        assert_eq!(
+            heard.into_inner().unwrap(),
+            whole.content.unwrap_or_default()
+        );
+    }
+    for (script, code) in [
+        (
+            r#"{"drop": "body", "content_bytes": 5000}"#,
+            "llm_connection_lost",
+        ),
+        (r#"{"status": 429}"#, "llm_rate_limited"),
+        (r#"{"body": "{\"choices\": []}"}"#, "llm_malformed_answer"),
+    ] {
+        let goal = format!("[[sim: {script}]]");
+        let streamed = client
+            .chat_streamed(request(vec![user(&goal)]), &|_| {})
+            .await;
+        assert_eq!(streamed.unwrap_err().code, code, "{script}");
     }
 }

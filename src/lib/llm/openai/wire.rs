@@ -4,9 +4,10 @@ use async_openai::types::chat::{
     ChatCompletionMessageToolCall, ChatCompletionMessageToolCalls,
     ChatCompletionRequestAssistantMessage, ChatCompletionRequestMessage,
     ChatCompletionRequestSystemMessage, ChatCompletionRequestToolMessage,
-    ChatCompletionRequestUserMessage, ChatCompletionTool, ChatCompletionTools, CompletionUsage,
+    ChatCompletionRequestUserMessage, ChatCompletionStreamOptions, ChatCompletionTool,
+    ChatCompletionToolChoiceOption, ChatCompletionTools, CompletionUsage,
     CreateChatCompletionRequest, CreateChatCompletionResponse, FinishReason,
-    FunctionCall as WireCall, FunctionObject,
+    FunctionCall as WireCall, FunctionObject, ToolChoiceOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -21,11 +22,33 @@ pub(super) fn request(request: ChatRequest) -> CreateChatCompletionRequest {
     CreateChatCompletionRequest {
         model: request.model,
         messages: request.messages.into_iter().map(message).collect(),
+        // Without tools there is nothing to choose, and OpenAI says so.
+        tool_choice: (request.text_only && !tools.is_empty()).then_some(
+            ChatCompletionToolChoiceOption::Mode(ToolChoiceOptions::None),
+        ),
         // An empty list is refused by OpenAI.
         tools: (!tools.is_empty()).then_some(tools),
         max_completion_tokens: Some(request.max_output_tokens),
         ..CreateChatCompletionRequest::default()
     }
+}
+
+/// The request for an answer in pieces, the last of which tells the usage.
+pub(super) fn streamed(of: ChatRequest) -> CreateChatCompletionRequest {
+    CreateChatCompletionRequest {
+        stream: Some(true),
+        stream_options: Some(ChatCompletionStreamOptions {
+            include_usage: Some(true),
+            include_obfuscation: None,
+        }),
+        ..request(of)
+    }
+}
+
+/// An answer's body.
+pub(super) fn read(body: &[u8]) -> Result<ChatAnswer, LlmError> {
+    let normal = normalise(body).map_err(|e| failure::malformed(&e))?;
+    answer(serde_json::from_slice(&normal).map_err(|e| failure::malformed(&e))?)
 }
 
 fn tool(function: Function) -> ChatCompletionTools {
@@ -251,8 +274,7 @@ mod tests {
     use super::*;
 
     fn read(body: &Value) -> Result<ChatAnswer, LlmError> {
-        let normal = normalise(body.to_string().as_bytes()).map_err(|e| failure::malformed(&e))?;
-        answer(serde_json::from_slice(&normal).unwrap())
+        super::read(body.to_string().as_bytes())
     }
 
     #[test]
@@ -318,6 +340,29 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_asked_for_where_there_are_functions() {
+        let asked = |functions: Vec<Function>, text_only| {
+            let wire = request(ChatRequest {
+                model: "m".into(),
+                messages: vec![],
+                functions,
+                text_only,
+                max_output_tokens: 9,
+                traceparent: None,
+            });
+            serde_json::to_value(wire).unwrap()["tool_choice"].clone()
+        };
+        let function = Function {
+            name: "f".into(),
+            description: "d".into(),
+            parameters: json!({}),
+        };
+        assert_eq!(asked(vec![function.clone()], true), json!("none"));
+        assert_eq!(asked(vec![function], false), Value::Null);
+        assert_eq!(asked(vec![], true), Value::Null);
+    }
+
+    #[test]
     fn a_conversation_has_openais_form() {
         let wire = request(ChatRequest {
             model: "m".into(),
@@ -346,6 +391,7 @@ mod tests {
                 description: "d".into(),
                 parameters: json!({"type": "object"}),
             }],
+            text_only: false,
             max_output_tokens: 9,
             traceparent: None,
         });

@@ -10,6 +10,8 @@ use super::wire::{Answer, Message, Request, Role};
 
 /// How the planner begins the message that turns a plan down.
 const REJECTION: &str = "The plan was rejected";
+/// How an agent's model is told that its answer is of no use.
+const REFUSAL: &str = "The answer was rejected";
 /// Characters of a result that are repeated in the answer that sums up.
 const MAX_RESULT_CHARS: usize = 400;
 
@@ -24,9 +26,11 @@ pub(super) fn goal<'a>(request: &'a Request<'_>) -> Option<&'a Message> {
         .iter()
         .rev()
         .filter(|m| m.role == Role::User);
-    users
-        .into_iter()
-        .find(|m| !m.text().trim_start().starts_with(REJECTION))
+    users.into_iter().find(|m| {
+        let text = m.text();
+        let text = text.trim_start();
+        !text.starts_with(REJECTION) && !text.starts_with(REFUSAL)
+    })
 }
 
 /// Whether the request is for a summary of a text, which is data: no goal, and no place for scripts.

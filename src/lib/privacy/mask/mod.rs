@@ -8,6 +8,7 @@
 
 mod checks;
 mod fields;
+mod pieces;
 mod rules;
 
 use std::borrow::Cow;
@@ -20,6 +21,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::rules::{RULES, Verdict};
+
+pub use self::pieces::Pieces;
 
 /// Rounds over one text.
 const MAX_ROUNDS: usize = 8;
@@ -89,6 +92,8 @@ pub struct Hit {
 #[derive(Debug, Clone)]
 pub struct Masker {
     automaton: Regex,
+    /// How far from the end of a text that still grows a match may yet come about around white space.
+    reach: Option<usize>,
 }
 
 impl Masker {
@@ -116,7 +121,8 @@ impl Masker {
                 number: 0,
                 reason: e.to_string(),
             })?;
-        Ok(Self { automaton })
+        let reach = pieces::reach(patterns);
+        Ok(Self { automaton, reach })
     }
 
     /// `text` with every hit replaced by `[masked:<class>]`.

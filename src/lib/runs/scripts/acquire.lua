@@ -2,7 +2,7 @@
 -- worker's first step, so that acquiring and reserving are one transition.
 --
 -- A: run, session, owner, lease_ms, stage, max_deliveries, not_after, spec (JSON text), plan?,
---    kind, created, deadline, parallel, traceparent?, key_id, budget?, retry_of?,
+--    kind, turn, created, deadline, parallel, traceparent?, key_id, budget?, retry_of?,
 --    begin = { set, events, reserve = { { call, bound, model }, … } }
 -- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …
 -- outcomes: acquired, resumed, poisoned | waiting, busy, parked, stale, ended, expired
@@ -38,6 +38,11 @@ if not R then
     return reply('expired')
   end
   R = add_run(A, A.created)
+  if A.turn > 0 then
+    -- What the turns before did is lost with it: going on would repeat it.
+    end_run(R, 'failed', failure('journal_lost', 'Redis lost what the run had done so far'))
+    return reply('ended', R)
+  end
   if A.retry_of and not take_over_steps(R, A.retry_of) then
     -- Its finished steps are not known any more, and must not be made again.
     end_run(R, 'failed', failure('retry_source_lost', 'the run whose finished steps it takes over is gone'))
@@ -48,7 +53,7 @@ end
 if is_terminal(R) then
   return reply('ended', R)
 end
-if R.f.stage ~= A.stage then
+if R.f.stage ~= A.stage or num(R, 'turn') ~= A.turn then
   return reply('stale', R)
 end
 if R.f.owner and num(R, 'lease') > now and R.f.owner ~= A.owner then

@@ -39,8 +39,8 @@ end
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
-  'outbox_since', 'wake', 'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
-  'open', 'key_slot',
+  'outbox_since', 'wake', 'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked',
+  'traceparent', 'open', 'key_slot',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
@@ -217,6 +217,9 @@ local function command(R)
   local name = key('run', R.id)
   local spec = R.f.spec or redis.call('HGET', name, 'spec')
   local value = '{"v":1,"kind":"' .. R.f.stage .. '","wake":' .. (R.f.wake or '0') .. ',"spec":' .. spec
+  if R.f.turn then
+    value = value .. ',"turn":' .. R.f.turn
+  end
   if R.f.stage == 'execute' then
     local plan = R.f.plan or redis.call('HGET', name, 'plan')
     if plan then

@@ -3,7 +3,7 @@
 -- A: run, owner, number (of this transition under this owner), progress (whether anything was done),
 --    acked = { n, … }, set = { field = value }, unset = { field, … }, events,
 --    records = { { topic, key, id, type, value } }, settle = { { call, cost?, … } }, reserve = { { call, bound, model } },
---    next? = { to = 'execute', plan, set } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
+--    next? = { to = 'execute', plan } | { to = 'plan', turn } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
 -- Returns { outcome, cancel, outbox, refused } with refused as call, scope, call, scope, …; outcomes:
 -- recorded, lost, ended
 --
@@ -78,7 +78,15 @@ if next and next.to == 'execute' then
   unset(R, 'lease')
   set(R, 'stage', 'execute')
   set(R, 'plan', next.plan)
-  set(R, 'wake', 0)
+  set(R, 'wake', num(R, 'wake') + 1) -- never one that a command of the same stage had before
+  set(R, 'deliveries', 0)
+  command(R)
+elseif next and next.to == 'plan' then
+  unset(R, 'owner')
+  unset(R, 'lease')
+  set(R, 'stage', 'plan')
+  set(R, 'turn', next.turn)
+  set(R, 'wake', num(R, 'wake') + 1)
   set(R, 'deliveries', 0)
   command(R)
 elseif next and next.to == 'park' then
