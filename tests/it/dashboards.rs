@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use agenthub::governance::Role;
 use agenthub::messages::Topic;
+use agenthub::rollup::AuditSigner;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use regex::Regex;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -101,6 +103,9 @@ pub async fn full() -> &'static Stack {
                 ("AGENTHUB_TENANT_LIMITS", "200/1000"),
             ])
             .await;
+            let signer = AuditSigner::generate(None).unwrap();
+            let key = signer.private_text();
+            stack.set("AGENTHUB_AUDIT_SIGNING_KEY", key.expose_secret());
             stack.spawn_simulator(&[]).await;
             stack.spawn_all(&PROCESSES).await;
             stack

@@ -112,7 +112,9 @@ mod by_design {
 
     /// Keys that do not come back: windows of rate limits, and the index of dead letters.
     pub fn is_lost(key: &str) -> bool {
-        ["}:rl:", "}:dlq", "}:res:", "}:brk", "}:lock:"].iter().any(|kind| key.contains(kind))
+        ["}:rl:", "}:dlq", "}:res:", "}:brk", "}:lock:"]
+            .iter()
+            .any(|kind| key.contains(kind))
     }
 
     /// Fields of a hash that do not come back, by the kind of key.

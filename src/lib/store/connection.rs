@@ -25,7 +25,7 @@ pub struct Connection(Kind);
 #[derive(Clone)]
 enum Kind {
     One(ConnectionManager),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 /// A connection to a cluster, made when it is first needed: unlike that to one Redis it cannot be made
@@ -53,10 +53,10 @@ impl Connection {
                 .retries(3)
                 .max_retry_wait(100)
                 .build()?;
-            return Ok(Self(Kind::Cluster(Cluster {
+            return Ok(Self(Kind::Cluster(Box::new(Cluster {
                 client,
                 connection: Arc::default(),
-            })));
+            }))));
         }
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(timeout))
