@@ -9,7 +9,7 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
 use agenthub::kafka::{Consumer, ConsumerOptions, KafkaSettings, Producer};
-use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic};
+use agenthub::messages::{DeadLetter, FailureClass, Outgoing, RunEnd, Signer, Topic};
 use agenthub::privacy::mask::Masker;
 use agenthub::store::{IndexedLetter, Redis};
 use bytes::Bytes;
@@ -51,6 +51,7 @@ fn letter(offset: i64, tenant: Option<&str>, class: FailureClass) -> DeadLetter 
         tenant: tenant.map(|t| t.parse().unwrap()),
         run_id: None,
         traceparent: None,
+        end: RunEnd::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::caller::Caller;
 use super::problem::internal;
 use crate::error::ApiError;
-use crate::ids::{RunId, SessionId};
+use crate::ids::{RunId, SessionId, TenantId};
 use crate::messages::{AuditDecision, AuditRecord, SCHEMA_VERSION};
 
 /// JSON text of the record of an allowed request. `id` names the record; `status` is what is answered.
@@ -14,6 +14,17 @@ pub(super) fn allowed(
     session: Option<&SessionId>,
     run: Option<&RunId>,
 ) -> Result<String, ApiError> {
+    allowed_in(caller.tenant(), caller, id, status, (session, run))
+}
+
+/// As [`allowed`], of a request about a tenant that need not be the caller's own.
+pub(super) fn allowed_in(
+    tenant: &TenantId,
+    caller: &Caller,
+    id: &str,
+    status: u16,
+    (session, run): (Option<&SessionId>, Option<&RunId>),
+) -> Result<String, ApiError> {
     let scope = &caller.scope;
     let facts = scope.facts();
     let record = AuditRecord {
@@ -21,7 +32,7 @@ pub(super) fn allowed(
         id: id.to_owned(),
         ts: facts.began_ms,
         action: "request".to_owned(),
-        tenant: Some(caller.key.tenant.clone()),
+        tenant: Some(tenant.clone()),
         key_id: Some(caller.key.key_id.clone()),
         role: None, // known to the script alone, which writes this record
         method: Some(facts.method.to_owned()),

@@ -8,6 +8,7 @@
 //! answer carries its trace id.
 
 mod admin_budget;
+mod admin_dlq;
 mod admin_keys;
 mod audit;
 mod body;

@@ -7,7 +7,9 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 
 use super::observe::observe;
 use super::state::ApiState;
-use super::{admin_budget, admin_keys, docs, probes, retry, runs, sessions, stream, submit, tools};
+use super::{
+    admin_budget, admin_dlq, admin_keys, docs, probes, retry, runs, sessions, stream, submit, tools,
+};
 use crate::error::{ApiError, ErrorCode};
 
 /// One route.
@@ -61,7 +63,7 @@ pub(super) fn routes() -> Vec<Route> {
             post(admin_keys::rotate),
         ),
         route(
-            p,
+            p.clone(),
             "/v1/admin/api-keys/{key_id}/revoke",
             post(admin_keys::revoke),
         ),
@@ -79,6 +81,14 @@ pub(super) fn routes() -> Vec<Route> {
             g.clone(),
             "/v1/admin/tenants/{tenant}/usage",
             get(admin_budget::usage),
+        ),
+        route(g.clone(), "/v1/admin/dlq", get(admin_dlq::list)),
+        route(g.clone(), "/v1/admin/dlq/groups", get(admin_dlq::groups)),
+        route(g.clone(), "/v1/admin/dlq/{letter_id}", get(admin_dlq::read)),
+        route(
+            p,
+            "/v1/admin/dlq/{letter_id}/redrive",
+            post(admin_dlq::redrive),
         ),
         route(g.clone(), "/healthz", get(probes::healthz)),
         route(g.clone(), "/readyz", get(probes::readyz)),

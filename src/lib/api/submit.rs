@@ -19,12 +19,12 @@ use super::submission::{
 };
 use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
-use crate::governance::Permission;
+use crate::governance::{IdempotencyKey, Permission};
 use crate::ids::{RunId, SessionId};
 use crate::messages::{CommandKind, OnConflict, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{Admission, Admit, Claim, RunStatus};
+use crate::runs::{Admission, Admit, Claim, Gate, Redrive, RunStatus};
 use crate::runtime::clock;
 
 /// A run that was accepted.
@@ -124,7 +124,13 @@ pub(super) async fn start(
     plan: Option<&Sealed>,
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
-    let (run, replayed) = admit(state, caller, how, spec, plan, fingerprint).await?;
+    let asked = Asked {
+        claim: how.idempotency.as_ref(),
+        fingerprint,
+        permission: Permission::Runs,
+        redrive: None,
+    };
+    let (run, replayed) = admit(state, caller, &asked, spec, plan).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -242,19 +248,42 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
     }
 }
 
+/// How a run is asked for.
+pub(super) struct Asked<'a> {
+    /// The client's name for the request.
+    pub(super) claim: Option<&'a IdempotencyKey>,
+    /// A hash of what is asked for.
+    pub(super) fingerprint: &'a str,
+    /// What the key needs.
+    pub(super) permission: Permission,
+    /// The dead letter that is redriven; the request passed the gate already.
+    pub(super) redrive: Option<Redrive<'a>>,
+}
+
+impl Asked<'_> {
+    fn gate(&self, state: &ApiState, caller: &Caller, spec: &RunSpec) -> Gate {
+        match &self.redrive {
+            None => caller.gate(state, self.permission),
+            Some(_) => Gate {
+                key_id: spec.key_id.clone(),
+                ..caller.look(state, self.permission)
+            },
+        }
+    }
+}
+
 /// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
-/// request with the same key had done so.
-async fn admit(
+/// request with the same key, or about the same letter, had done so.
+pub(super) async fn admit(
     state: &ApiState,
     caller: &Caller,
-    how: &Submitting,
+    asked: &Asked<'_>,
     spec: &RunSpec,
     plan: Option<&Sealed>,
-    fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
     let facts = caller.scope.facts();
-    let claim = how.idempotency.as_ref();
+    let claim = asked.claim;
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
     let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
     let mut queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms });
@@ -263,12 +292,13 @@ async fn admit(
     }
     let queued = queued.to_string();
     let id = format!("{run}/audit");
-    let audit = audit::allowed(caller, &id, 202, Some(&spec.session_id), Some(run))?;
+    let about = (Some(&spec.session_id), Some(run));
+    let audit = audit::allowed_in(&spec.tenant, caller, &id, 202, about)?;
     let admit = Admit {
-        gate: caller.gate(state, Permission::Runs),
+        gate: asked.gate(state, caller, spec),
         idempotency: claim.as_deref().map(|key| Claim {
             key,
-            fingerprint,
+            fingerprint: asked.fingerprint,
             ttl_ms: state.settings().idempotency_ttl_s.saturating_mul(1000),
         }),
         tenant: &spec.tenant,
@@ -291,7 +321,11 @@ async fn admit(
         queued: &queued,
         audit: &audit,
     };
-    match state.runs().admit(&admit).await? {
+    let admission = match &asked.redrive {
+        None => state.runs().admit(&admit).await?,
+        Some(redrive) => state.runs().admit_redrive(&admit, redrive).await?,
+    };
+    match admission {
         Admission::Refused(refusal) => {
             let error = caller.refused(refusal);
             if error.code == ErrorCode::NotFound {
@@ -306,7 +340,8 @@ async fn admit(
         Admission::Admitted(admitted) => {
             caller.note_limits(admitted.limits);
             if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
-                not_produced(state, spec, how.idempotency.is_some(), error.into()).await?;
+                let named = asked.claim.is_some() || asked.redrive.is_some();
+                not_produced(state, spec, named, error.into()).await?;
             }
             Ok((run.clone(), false))
         }

@@ -47,7 +47,7 @@ enum Command {
     Keys(keys::Args),
     /// Create, check and describe the topics.
     Topics(topics::Args),
-    /// List and show dead letters.
+    /// List, show and redrive dead letters.
     Dlq(dlq::Args),
     /// Mask secrets and personal data in standard input.
     Mask(mask::Args),

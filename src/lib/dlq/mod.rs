@@ -12,4 +12,4 @@ pub mod letter;
 mod view;
 
 pub use indexer::Indexer;
-pub use view::View;
+pub use view::{Earlier, GroupView, RedrivenView, View};

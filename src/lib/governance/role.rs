@@ -53,6 +53,8 @@ pub enum Permission {
     Keys,
     /// See and set what the tenant may spend.
     Budgets,
+    /// See and redrive dead letters.
+    DeadLetters,
 }
 
 impl Permission {
@@ -60,7 +62,7 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Budgets => &[Role::Admin],
+            Self::Keys | Self::Budgets | Self::DeadLetters => &[Role::Admin],
         }
     }
 }

@@ -18,7 +18,8 @@ mod transition;
 mod view;
 
 pub use client::{
-    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Redrive, Resolve, Resolved,
+    SessionCreation,
 };
 pub use gate::{Gate, GateRule};
 pub use history::StoredEvent;

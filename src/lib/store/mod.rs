@@ -18,7 +18,9 @@ use serde::Serialize;
 use crate::config::Settings;
 use crate::ids::TenantId;
 
-pub use dead_letters::{IndexedLetter, MAX_LETTERS};
+pub use dead_letters::{
+    IndexedLetter, LetterCursor, LetterFilter, LetterGroup, MAX_LETTERS, Redriven,
+};
 pub use script::Script;
 
 /// Why Redis did not do what was asked.

@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::attempt::{Attempt, Attempted};
+use super::dead_letters::{Ending, MODEL};
 use super::lease::Signal;
 use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
 use super::spending::{Bounded, Unpriced};
 use crate::config::Settings;
 use crate::executor::schedule::Outcome;
-use crate::messages::{Command, EventType};
+use crate::messages::{Command, EventType, FailureClass, RunKind};
 use crate::plan::{CheckedPlan, Plan};
 use crate::pricing::Prices;
 use crate::privacy::DataKey;
@@ -175,6 +176,17 @@ impl Execution {
                 transition
                     .set
                     .insert("code".to_owned(), "invalid_plan".to_owned());
+                // What a client gave was checked when it was admitted; what it gave wrong is its own.
+                if run.command.spec.kind != RunKind::Execute {
+                    transition.letter = run.dead_letter(&Ending {
+                        class: FailureClass::Permanent,
+                        error: &message,
+                        attempts: 1,
+                        code: "invalid_plan",
+                        tool: Some(MODEL),
+                        step: None,
+                    });
+                }
                 transition.next = Some(Next::End {
                     status: RunStatus::Failed,
                     data,
@@ -447,6 +459,7 @@ impl Carrying<'_> {
                 .unwrap_or_else(|| "the step failed".to_owned());
             transition.set.insert("code".to_owned(), code.clone());
             transition.set.insert("error".to_owned(), message.clone());
+            transition.letter = self.progress.dead_letter(&step_id);
             let data = self
                 .run
                 .told(&json!({ "code": code, "message": message, "step_id": step_id }));
@@ -495,6 +508,7 @@ impl StepEntry {
             output: None,
             code: None,
             error: None,
+            letter: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::audit::Call;
+use super::dead_letters::class_of;
 use super::lease::Signal;
 use super::owned::{Owned, Standing};
 use super::spending::{Bounded, Cost, Spent};
@@ -16,6 +17,7 @@ use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
 use crate::llm::{
     ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, input_bound_tokens, is_unbilled,
 };
+use crate::messages::FailureClass;
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
 use crate::tools::{Effects, ToolErrorClass};
@@ -58,7 +60,12 @@ pub(super) struct Unanswered<'r> {
 /// How a call, or the wait before it, ended without an answer.
 pub(super) enum Why {
     /// It failed for good.
-    Failed { code: &'static str, message: String },
+    Failed {
+        code: &'static str,
+        message: String,
+        /// The dead letter that it makes of the run; none where a rule forbade the call.
+        letter: Option<FailureClass>,
+    },
     /// The next attempt is far off.
     Park { after: Duration },
     /// A client asked for the run's end.
@@ -98,6 +105,11 @@ impl<'r> ModelCalls<'r> {
             made: last_call(&run.fields),
             reserved,
         }
+    }
+
+    /// Calls that were made so far, those of earlier owners included.
+    pub(super) fn made(&self) -> u32 {
+        self.made
     }
 
     /// Calls that may still be made.
@@ -174,10 +186,13 @@ impl<'r> ModelCalls<'r> {
                     Ok(()) => continue,
                     Err(why) => why,
                 },
-                RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown => Why::Failed {
-                    code: error.code,
-                    message: error.message,
-                },
+                decision @ (RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown) => {
+                    Why::Failed {
+                        code: error.code,
+                        message: error.message,
+                        letter: class_of(decision),
+                    }
+                }
             };
             return Err(Unanswered {
                 why: stopped,
@@ -196,7 +211,11 @@ impl<'r> ModelCalls<'r> {
             Ok(bounded) => bounded,
             Err(error) => {
                 let (code, message) = ("model_unpriced", error.to_string());
-                let why = Why::Failed { code, message };
+                let why = Why::Failed {
+                    code,
+                    message,
+                    letter: None,
+                };
                 return Err(Unanswered { why, transition });
             }
         };
@@ -209,7 +228,11 @@ impl<'r> ModelCalls<'r> {
             Standing::OverBudget(refused) => {
                 let message = super::over_budget(refused.first());
                 let code = "budget_exceeded";
-                Why::Failed { code, message }
+                Why::Failed {
+                    code,
+                    message,
+                    letter: None,
+                }
             }
             Standing::Cancel(_) => Why::Cancelled,
             Standing::Lost => Why::Lost,
