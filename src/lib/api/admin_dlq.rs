@@ -208,6 +208,9 @@ pub(super) async fn redrive(
         }),
     };
     let (run, already) = admit(&state, &caller, &asked, &spec, plan.as_ref()).await?;
+    if !already {
+        metrics::counter!("agenthub_dlq_redriven_total").increment(1);
+    }
     Ok(answer(&caller, &letter_id, run, already))
 }
 

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
 use super::value::{ByteCount, Millis, Rule};
 use super::{ConfigError, Setting, Source};
@@ -174,6 +177,13 @@ settings! {
     /// Milliseconds after which the audit roll-up writes what it has.
     rollup_max_age_ms: Millis = "AGENTHUB_ROLLUP_MAX_AGE_MS", "60000";
 
+    /// Where alerts about dead letters are posted, signed as Standard Webhooks are; none when empty.
+    dlq_webhook_url: Option<SecretString> = "AGENTHUB_DLQ_WEBHOOK_URL", "", secret;
+    /// Secret that signs these alerts: `whsec_` and base64 of 24 to 64 bytes; required with the address.
+    dlq_webhook_secret: SecretString = "AGENTHUB_DLQ_WEBHOOK_SECRET", "", secret;
+    /// Milliseconds within which equal failures make one alert.
+    dlq_webhook_window_ms: Millis = "AGENTHUB_DLQ_WEBHOOK_WINDOW_MS", "300000";
+
     /// What is logged: a level, or `tracing` directives.
     log: String = "AGENTHUB_LOG", "info";
     /// Form of the log: `json` or `pretty`.
@@ -195,6 +205,7 @@ impl Settings {
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");
         }
+        self.dlq_webhook()?;
         if self.max_in_flight == 0 {
             return invalid("AGENTHUB_MAX_IN_FLIGHT", "at least 1");
         }
@@ -202,6 +213,34 @@ impl Settings {
             return invalid("AGENTHUB_LEASE_MS", "at least 1000");
         }
         Ok(())
+    }
+}
+
+impl Settings {
+    /// Where alerts about dead letters go, and the secret that signs them.
+    pub fn dlq_webhook(&self) -> Result<Option<(Url, Vec<u8>)>, ConfigError> {
+        let invalid = |name, expected: &str| ConfigError::Invalid {
+            name,
+            expected: expected.to_owned(),
+        };
+        let Some(url) = &self.dlq_webhook_url else {
+            return Ok(None);
+        };
+        let url = url.expose_secret().parse::<Url>().ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let url = url.ok_or_else(|| invalid("AGENTHUB_DLQ_WEBHOOK_URL", "an http or https URL"))?;
+        let secret = self.dlq_webhook_secret.expose_secret();
+        let secret = secret
+            .strip_prefix("whsec_")
+            .and_then(|text| STANDARD.decode(text).ok());
+        let secret = secret.filter(|secret| (24..=64).contains(&secret.len()));
+        let secret = secret.ok_or_else(|| {
+            invalid(
+                "AGENTHUB_DLQ_WEBHOOK_SECRET",
+                "whsec_ and base64 of 24 to 64 bytes",
+            )
+        })?;
+        Ok(Some((url, secret)))
     }
 }
 

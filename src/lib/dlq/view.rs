@@ -221,7 +221,7 @@ fn shown(base64: &str, masker: &Masker) -> String {
     masker.json_text(&text).into_inner()
 }
 
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "unknown".to_owned(), |t| t.to_string())
 }

@@ -17,6 +17,7 @@ pub mod hops;
 pub mod policy;
 mod resolver;
 pub mod retry_after;
+pub mod webhook;
 
 pub use allow_list::AllowList;
 pub use client::{Fetched, Limits, SafeClient};
@@ -24,3 +25,4 @@ pub use error::{Class, FetchError};
 pub use hops::Hops;
 pub use policy::{Block, BlockReason, Decision, Policy, Target};
 pub use resolver::lookup;
+pub use webhook::{WebhookClient, WebhookError};

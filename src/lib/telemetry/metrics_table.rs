@@ -47,6 +47,9 @@ metrics_table! {
     Counter "agenthub_sweeper_actions_total" "What the sweeper did, by action.";
     Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
     Counter "agenthub_dlq_indexed_total" "Dead letters put into the index, by class.";
+    Counter "agenthub_dlq_alerts_total" "Webhooks about dead letters, by outcome: sent, retried, given_up.";
+    Counter "agenthub_dlq_alerts_dropped_total" "Dead letters that no webhook tells of, because too many waited or the process ended.";
+    Counter "agenthub_dlq_redriven_total" "Dead letters redriven through this process.";
     Counter "agenthub_rollup_records_total" "Audit records in files that a commit marker lists.";
     Counter "agenthub_rollup_files_total" "Audit files that a commit marker lists.";
     Counter "agenthub_rollup_markers_total" "Commit markers by outcome: written, or taken by another roll-up.";
