@@ -7,6 +7,8 @@ mod api;
 mod architecture;
 mod bad_input;
 mod budgets;
+mod consumers;
+mod dead_letters;
 mod dlq;
 mod documentation;
 mod faults;
