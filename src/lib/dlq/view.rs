@@ -71,13 +71,13 @@ impl GroupView {
     /// The group of a tenant, masked.
     pub fn new(tenant: &TenantId, group: &LetterGroup, masker: &Masker) -> Self {
         let letter = &group.latest.letter;
-        let masked = |text: &String| masker.text(text).to_string();
+        let safe = |text: &String| masker.text(text).to_string();
         Self {
             fingerprint: group.fingerprint.clone(),
             tenant: tenant.to_string(),
             class: letter.class,
-            code: letter.end.code.as_ref().map(masked),
-            tool: letter.end.tool.as_ref().map(masked),
+            code: letter.end.code.as_ref().map(safe),
+            tool: letter.end.tool.as_ref().map(safe),
             error: masker.text(&letter.error).to_string(),
             count: group.count,
             first: time(group.first_ms),
@@ -161,7 +161,7 @@ impl View {
     pub fn new(indexed: &IndexedLetter, masker: &Masker) -> Self {
         let letter = &indexed.letter;
         let shown = |base64: &String| shown(base64, masker);
-        let masked = |text: &String| masker.text(text).to_string();
+        let safe = |text: &String| masker.text(text).to_string();
         let headers = letter.headers.iter();
         Self {
             id: LetterId::from(letter).to_string(),
@@ -174,9 +174,9 @@ impl View {
             first: time(letter.first_ms),
             last: time(letter.last_ms),
             worker: letter.worker.clone(),
-            code: letter.end.code.as_ref().map(masked),
-            tool: letter.end.tool.as_ref().map(masked),
-            step_id: letter.end.step_id.as_ref().map(masked),
+            code: letter.end.code.as_ref().map(safe),
+            tool: letter.end.tool.as_ref().map(safe),
+            step_id: letter.end.step_id.as_ref().map(safe),
             breaker: letter.end.breaker.clone(),
             retry_of: letter.end.retry_of.as_ref().map(ToString::to_string),
             redriven: indexed.redriven.as_ref().map(|redriven| RedrivenView {

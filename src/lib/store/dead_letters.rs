@@ -276,7 +276,7 @@ impl Redis {
             let Some(earlier) = self.letter(tenant, &id).await? else {
                 break;
             };
-            before = earlier.letter.end.retry_of.clone();
+            before.clone_from(&earlier.letter.end.retry_of);
             history.push(earlier);
         }
         Ok(history)

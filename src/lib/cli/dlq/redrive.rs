@@ -28,6 +28,7 @@ const WAIT: Duration = Duration::from_secs(1);
     agenthub dlq redrive execute.commands.2.1041\n  \
     agenthub dlq redrive --group 6f1d5b0c2a7e9943 --dry-run\n  \
     agenthub dlq redrive --all --tool http_fetch --since 2h --rate 2 --yes")]
+#[allow(clippy::struct_excessive_bools)] // each is a switch of its own
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

@@ -108,7 +108,11 @@ impl Admin {
                 reason: "it does not exist".to_owned(),
             });
         };
-        let partitions: Vec<i32> = found.partitions().iter().map(|p| p.id()).collect();
+        let partitions: Vec<i32> = found
+            .partitions()
+            .iter()
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect();
         let ends = self
             .blocking(move |client| {
                 let mut ends = HashMap::new();
