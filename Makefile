@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 STACK := infra/local/stack
 .DEFAULT_GOAL := help
-.PHONY: dev start stop status test fmt lint doc deny perf fuzz help clean-state
+.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz help clean-state
 
 dev: ## Build and run everything in the foreground; Ctrl-C stops it
 	@$(STACK) dev
@@ -25,7 +25,7 @@ fmt: ## Format the code
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny} infra/local/lib/*.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
 
 fuzz: ## Run the property tests with many more cases (CASES=20000)
@@ -33,6 +33,9 @@ fuzz: ## Run the property tests with many more cases (CASES=20000)
 
 perf: ## Measure against the floors and write perf/RESULTS.md
 	@perf/run
+
+slo: ## Hold it to its service levels under a fixed load and write perf/SLO.md
+	@perf/slo
 
 doc: ## Build the documentation of the code
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

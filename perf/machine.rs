@@ -31,7 +31,7 @@ pub fn describe(commit: &str) -> String {
     let kernel = read("/proc/sys/kernel/osrelease");
     let date = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC");
     format!(
-        "Command `make perf` at commit {commit}; {date}; {cores} × {model}, {memory} GiB, Linux {}; load average before the \
+        "At commit {commit}; {date}; {cores} × {model}, {memory} GiB, Linux {}; load average before the \
          start {load}.",
         kernel.split('-').next().unwrap_or_default().trim()
     )

@@ -13,13 +13,13 @@ mod scenario;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use client::Api;
 use machine::Processes;
 use report::{Report, Row};
-use scenario::{Stack, load, lone, masking, read};
+use scenario::{Stack, load, lone, masking, read, replay, rollup, slo};
 
 /// Measures a running stack. `perf/run` starts one and calls this.
 #[derive(Debug, Parser)]
@@ -74,6 +74,12 @@ enum Part {
     Lone,
     /// Many runs at once.
     Load,
+    /// Commands that are put onto their topic again.
+    Replay,
+    /// The audit roll-up, which needs Kafka and Redis alone.
+    Rollup,
+    /// The service levels; only when asked for, and alone (`perf/slo`).
+    Slo,
 }
 
 #[tokio::main]
@@ -88,22 +94,37 @@ async fn main() -> Result<()> {
     let measured = measure(&args, &mut report).await;
     println!("\n{}", report.table());
     measured?;
+    let slo = args.parts.contains(&Part::Slo);
     if let Some(path) = &args.results {
-        report.write(path, &machine)?;
+        let head = if slo {
+            include_str!("slo_head.md")
+        } else {
+            include_str!("results_head.md")
+        };
+        report.write(path, head, &machine)?;
         println!("written to {}", path.display());
     }
+    ensure!(!slo || report.all_met(), "a service level is not met");
     Ok(())
 }
 
 async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
-    if args.parts != [Part::Masking] {
+    let alone = [Part::Masking, Part::Rollup];
+    if args.parts.is_empty() || args.parts.iter().any(|part| !alone.contains(part)) {
         let stack = Stack {
             api: Api::new(&args.url, args.key.clone())?,
             brokers: args.brokers.clone(),
             redis_url: args.redis.clone(),
             state: args.state.clone(),
         };
+        if args.parts == [Part::Slo] {
+            let time = Duration::from_secs(args.seconds);
+            let measuring = slo::measure(&stack, time, report);
+            return bounded(120 + 3 * args.seconds, measuring)
+                .await
+                .context("service levels");
+        }
         idle(&stack, report)?;
         if wanted(Part::Read) {
             let reading = read::measure(&stack, report);
@@ -118,6 +139,14 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
             let loading = load::measure(&stack, time, report);
             bounded(120 + args.seconds, loading).await.context("load")?;
         }
+        if wanted(Part::Replay) {
+            let replaying = replay::measure(&stack, report);
+            bounded(120, replaying).await.context("replay")?;
+        }
+    }
+    if wanted(Part::Rollup) {
+        let rolling = rollup::measure(&args.brokers, &args.redis, report);
+        bounded(120, rolling).await.context("the roll-up")?;
     }
     if wanted(Part::Masking) {
         masking::measure(report)?;

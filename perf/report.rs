@@ -102,9 +102,14 @@ impl Report {
         text
     }
 
-    /// Writes the page.
-    pub fn write(&self, path: &Path, machine: &str) -> Result<()> {
-        let mut text = include_str!("results_head.md").replace("@MACHINE@", machine);
+    /// Whether every figure meets its target.
+    pub fn all_met(&self) -> bool {
+        self.rows.iter().all(|row| row.met != Some(false))
+    }
+
+    /// Writes the page, which begins with `head`.
+    pub fn write(&self, path: &Path, head: &str, machine: &str) -> Result<()> {
+        let mut text = head.replace("@MACHINE@", machine);
         text.push_str(&self.table());
         if !self.notes.is_empty() {
             text.push('\n');

@@ -4,6 +4,9 @@ pub mod load;
 pub mod lone;
 pub mod masking;
 pub mod read;
+pub mod replay;
+pub mod rollup;
+pub mod slo;
 
 use std::path::PathBuf;
 

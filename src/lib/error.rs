@@ -51,11 +51,14 @@ error_codes! {
     InvalidJson = "invalid_json", 400, "The body is not JSON";
         "The request body is empty, is not valid UTF-8, or is not one JSON value as RFC 8259 defines it."
         "Send one JSON object. Look for trailing commas, single quotes, comments and bytes after the closing brace."
+    MalformedRequest = "malformed_request", 400, "The request is not HTTP";
+        "What arrived cannot be read as an HTTP/1.1 request: the request line or a header line is not well-formed, the version is unknown, or the length of the body is told in two ways. The connection is closed, because what follows cannot be told apart."
+        "Use an HTTP/1.1 client library; look for control characters and spaces in the path and in header names."
     BodyTooDeep = "body_too_deep", 400, "The body is nested too deeply";
         "Arrays and objects of the request body are nested more deeply than the installation allows (32 levels by default)."
         "Flatten the value, or send it as a string."
     InvalidHeader = "invalid_header", 400, "A header is not valid";
-        "A request header does not have the form that its specification demands: `details.header` names it. A request needs exactly one `Host`; an `Idempotency-Key` has 1 to 255 visible ASCII characters; a `Last-Event-ID` is an event id such as `1-42`."
+        "A request header does not have the form that its specification demands: `details.header` names it. A request needs exactly one `Host`; a `Transfer-Encoding` is `chunked`; an `Idempotency-Key` has 1 to 255 visible ASCII characters; a `Last-Event-ID` is an event id such as `1-42`."
         "Correct the header, or leave it out where it is optional."
     Unauthenticated = "unauthenticated", 401, "A valid API key is required";
         "The request carries no API key, more than one, or one that is malformed, unknown, expired, replaced or revoked. The answer is the same for all of these, so that it tells nothing about a key that somebody guesses."
@@ -81,6 +84,9 @@ error_codes! {
     SessionBusy = "session_busy", 409, "The session has a live run";
         "The request said `\"on_conflict\": \"reject\"`, and its session has a run that has not ended."
         "Wait for the run to end, cancel it, or use `enqueue` (wait in line) or `parallel`."
+    RequestInFlight = "request_in_flight", 409, "The same request is being carried out";
+        "Another request with the same `Idempotency-Key`, on the same route and with the same content, has not been answered yet."
+        "Repeat the request after the seconds that `Retry-After` gives: the answer is then the one that the other request gets."
     RunEnded = "run_ended", 409, "The run has ended";
         "The request would change a run that has already ended in another way: `details.status` says how."
         "Read the run; nothing can change it any more."
@@ -100,7 +106,7 @@ error_codes! {
         "The request body has more bytes than the installation allows (262144 by default)."
         "Send less; refer to large data by an address or a document instead of quoting it."
     UriTooLong = "uri_too_long", 414, "The address is too long";
-        "The request's path and query together have more than 8192 bytes."
+        "The request's path and query together have more bytes than the installation allows (8192 by default)."
         "Shorten the query."
     UnsupportedMediaType = "unsupported_media_type", 415, "The body must be plain JSON";
         "A request body must come with `Content-Type: application/json` (a `charset=utf-8` is accepted) and without a `Content-Encoding`."
@@ -112,13 +118,13 @@ error_codes! {
         "The plan names an unknown tool, its arguments do not fit the tool's schema, its references or dependencies do not resolve, or it breaks a limit. `details.problems` lists everything that was found, each with a code, a JSON pointer into the plan and a message."
         "Correct what `details.problems` lists; `GET /v1/tools` gives the tools and their schemas."
     IdempotencyMismatch = "idempotency_mismatch", 422, "The Idempotency-Key was used for another request";
-        "The same `Idempotency-Key` came before, on the same route, with another body or query. Nothing was started."
+        "The same `Idempotency-Key` came before, on the same route, with another body, query or id in the path. Nothing was done."
         "Use a fresh key for every new request, and the old one only to repeat the same request unchanged."
     RateLimited = "rate_limited", 429, "Too many requests";
-        "A rate limit of the key or of its tenant is used up: `details.rule` names it. The refused request consumed nothing."
+        "A rate limit of the key or of its tenant is used up: `details.rule` names it. The refused request consumed nothing. `unauthenticated_address` means that too many requests without a valid key came from the client's address: requests with a valid key are not refused for it."
         "Wait for the seconds that `Retry-After` gives, then repeat the request. `RateLimit` and `RateLimit-Policy` show where the limits stand."
     HeadersTooLarge = "headers_too_large", 431, "Too many headers";
-        "The request has more than 64 header lines."
+        "The request has more header lines, or more bytes in its request line and headers, than the installation allows (64 lines and 32768 bytes by default)."
         "Send fewer headers."
     Internal = "internal", 500, "Something went wrong here";
         "The request met a fault of the service. It was logged under the trace id of this answer."

@@ -165,6 +165,16 @@ impl TenantId {
         Self(Self::SYSTEM.to_owned())
     }
 
+    /// The tenant of what was asked without a valid key; nobody's, and no key is of it.
+    pub fn anonymous() -> Self {
+        Self("anonymous".to_owned())
+    }
+
+    /// Whether keys can be of this tenant.
+    pub fn may_have_keys(&self) -> bool {
+        *self != Self::anonymous()
+    }
+
     /// Whether this is the operator's own tenant.
     pub fn is_system(&self) -> bool {
         self.0 == Self::SYSTEM

@@ -38,6 +38,8 @@ async fn the_document_lists_every_route() {
         ("/v1/admin/api-keys/{key_id}", &["get"]),
         ("/v1/admin/api-keys/{key_id}/rotate", &["post"]),
         ("/v1/admin/api-keys/{key_id}/revoke", &["post"]),
+        ("/v1/admin/tenants/{tenant}/limits", &["get", "put"]),
+        ("/v1/admin/audit/head", &["get"]),
         ("/healthz", &["get"]),
         ("/readyz", &["get"]),
         ("/metrics", &["get"]),
@@ -58,6 +60,7 @@ async fn the_document_lists_every_route() {
                 .replace("{session_id}", "x")
                 .replace("{run_id}", "x")
                 .replace("{key_id}", "x")
+                .replace("{tenant}", "x")
                 .replace("{file}", "style.css")
                 .replace("{code}", "internal");
             let response = stack.http.request(method, stack.url(&path));

@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "config", "plan", "messages", "privacy", "ids",
     ]),
     ("rollup", &[
-        "dlq", "kafka", "tools", "telemetry", "runtime", "config", "messages", "privacy", "ids",
+        "dlq", "kafka", "store", "tools", "telemetry", "runtime", "config", "messages", "privacy", "ids",
     ]),
     ("replay", &["kafka", "runs", "store", "runtime", "config", "messages", "privacy", "ids"]),
     // Below those that give records up: its letters are written by them.
@@ -87,6 +87,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("parquet", &["rollup/"]),
     ("arrow", &["rollup/"]),
     ("tantivy", &["tools/retrieval/"]),
+    ("tokio_rustls", &["api/"]),
 ];
 
 /// Where tasks may be started: the supervisor, and the consumer's own set, which is drained.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agenthub::governance::{NewKey, Role};
-use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic, header};
+use agenthub::messages::{DeadLetter, FailureClass, KeyPolicy, Outgoing, Signer, Topic, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rdkafka::ClientConfig;
@@ -294,6 +294,7 @@ async fn every_wrong_key_gets_the_same_answer() {
         name: "gone".into(),
         role: Role::Client,
         expires_in_s,
+        policy: KeyPolicy::default(),
     };
     let (record, revoked) = keys.create(new(None)).await.unwrap();
     let with = |key: &str| {
@@ -340,6 +341,7 @@ async fn a_client_does_not_govern() {
     let new = json!({ "name": "mine", "role": "admin" });
     for request in [
         stack.request(Method::GET, "/v1/admin/api-keys"),
+        stack.request(Method::GET, "/v1/admin/audit/head"),
         post(stack, "/v1/admin/api-keys", &new),
     ] {
         let problem = refused(request, 403, "forbidden").await;

@@ -207,6 +207,7 @@ async fn a_run_that_fails_for_good_is_told_of_grouped_and_redriven() {
             .starts_with("agenthub-executor@"),
         "{a}"
     );
+    assert_eq!(a["breaker"], "closed", "{a}");
     assert_eq!(a["group"], b["group"]);
     let group = a["group"].as_str().unwrap().to_owned();
     assert_eq!(
@@ -294,7 +295,7 @@ async fn a_run_that_fails_for_good_is_told_of_grouped_and_redriven() {
     let (status, repeated) = redrive(&stack, &stack.admin_key, &a, "").await;
     assert_eq!(
         (status, &repeated["already"]),
-        (200, &json!(true)),
+        (202, &json!(true)),
         "{repeated}"
     );
     assert_eq!(repeated["run_id"], second);

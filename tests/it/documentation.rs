@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agenthub::api::access;
 use agenthub::config::{REFERENCE, Source, StorageSettings};
+use agenthub::governance::Role;
 use agenthub::ids::{RunId, SessionId, TenantId};
 use agenthub::telemetry::{Kind, METRICS};
 use agenthub::tools::retrieval::corpus::Corpus;
@@ -94,7 +96,19 @@ fn tools() {
         have their values. *Effects* says what a repeated call does: `none` (nothing outside changes), `idempotent` \
         (the other side knows a repeat by its key), `unsafe` (a second call has a second effect: it is attempted \
         once, and a lost result ends as `outcome_unknown`). One attempt may take the time given here when the step \
-        has no `timeout_s`; an output of more than `AGENTHUB_MAX_OUTPUT_BYTES` fails the step.\n",
+        has no `timeout_s`; an output of more than `AGENTHUB_MAX_OUTPUT_BYTES` fails the step.\n\n\
+        **When a call fails.** A failure that another attempt may not repeat (a timeout, a connection, 429, 5xx) is \
+        followed by another attempt: `AGENTHUB_MAX_ATTEMPTS` in all for a step, `AGENTHUB_MAX_RUN_RETRIES` further \
+        ones for all steps of a run, with full jitter, and not before a `Retry-After`. `step.failed` says as `gave_up` \
+        why there is no other. A target that keeps failing is held back by a circuit breaker on every worker \
+        (`AGENTHUB_BREAKER_*`): a step does not start before it lets calls pass again, and a run that waits long is \
+        parked. `GET /v1/tools` and `agenthub tools` show its state; see [decision 0019](decisions/0019-breakers.md).\n\n\
+        **Kept results.** A tool that says so below has its results kept for other calls of the tenant with the same \
+        arguments, and identical calls at the same time go out once. `step.completed` then says `cached: true`. \
+        `AGENTHUB_CACHE_TTLS` sets other times; `DELETE /v1/admin/cache/{tool}` drops what is kept; see [decision \
+        0015](decisions/0015-result-cache.md).\n\n\
+        **What a tool returns is data.** It is cut to its bounds, is never read as a plan or as a reference, and what \
+        a server does wrong (endless bodies, lies about lengths, bytes that are no text) harms the step alone.\n",
     );
     for tool in catalogue::all() {
         let effects = match tool.effects {
@@ -103,9 +117,12 @@ fn tools() {
             Effects::Unsafe => "unsafe",
         };
         let schema = serde_json::to_string_pretty(&tool.parameters).unwrap();
+        let kept = tool.cache.map_or_else(String::new, |cache| {
+            format!(", results kept for {} seconds", cache.ttl.as_secs())
+        });
         writeln!(
             page,
-            "\n## `{}`\n\nVersion {}, effects `{effects}`, {} seconds.\n\n{}\n\n```json\n{schema}\n```",
+            "\n## `{}`\n\nVersion {}, effects `{effects}`, {} seconds{kept}.\n\n{}\n\n```json\n{schema}\n```",
             tool.name,
             tool.version,
             tool.timeout.as_secs(),
@@ -135,6 +152,35 @@ fn metrics() {
     }
     let path = "docs/operations.md";
     is_current(path, &with_part(path, "metrics", &table));
+}
+
+/// Who may use which route.
+#[test]
+fn permissions() {
+    let mut table = String::from("| route | permission |");
+    for role in Role::ALL {
+        write!(table, " {} |", role.as_str()).unwrap();
+    }
+    table.push_str("\n|---|---|---|---|---|\n");
+    for route in access() {
+        let Some(permission) = route.permission else {
+            continue;
+        };
+        let row = format!(
+            "| `{} {}` | {} |",
+            route.method,
+            route.path,
+            permission.describe()
+        );
+        table.push_str(&row);
+        for role in Role::ALL {
+            let may = permission.roles().contains(&role);
+            table.push_str(if may { " yes |" } else { " – |" });
+        }
+        table.push('\n');
+    }
+    let path = "docs/security.md";
+    is_current(path, &with_part(path, "permissions", &table));
 }
 
 /// The README's table of the API has every operation of the API document but the reference page's own

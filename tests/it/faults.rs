@@ -102,7 +102,7 @@ impl<'a> Insider<'a> {
             "duration_ms": 0, "decision": "allowed",
         });
         let admit = Admit {
-            gate: governance.gate(&key, Permission::Runs),
+            gate: governance.gate(&key, None, Permission::Runs),
             idempotency: None,
             tenant: &spec.tenant,
             run: &run,
@@ -118,6 +118,7 @@ impl<'a> Insider<'a> {
             traceparent: None,
             plan: Some(&plan),
             queued: "{}",
+            queued_state: None,
             audit: &audit.to_string(),
         };
         let admission = self.stack.runs().admit(&admit).await.unwrap();

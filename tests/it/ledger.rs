@@ -129,7 +129,7 @@ async fn an_expired_lease_is_taken_over_through_the_sweeper() {
         swept
             .actions
             .iter()
-            .any(|(action, _)| action == "lease_expired")
+            .any(|done| done.action == "lease_expired")
             .then_some(swept)
     })
     .await;
@@ -313,6 +313,73 @@ async fn a_tenant_without_a_free_slot_waits() {
         .await
         .unwrap();
     assert_eq!(live, [second.as_str()]);
+}
+
+#[tokio::test]
+async fn a_key_without_a_free_slot_waits_and_no_other_key_with_it() {
+    let mut ledger = Ledger::new(&[]).await;
+    let mut redis = ledger.redis.connection();
+    let tenant = ledger.key("tenant");
+    redis
+        .hset::<_, _, _, ()>(&tenant, "max_live_runs_per_key", "1")
+        .await
+        .unwrap();
+    let runs = [(); 3].map(|()| RunId::generate());
+    for run in &runs {
+        let admission = ledger.try_admit(run, |a| a.parallel = true).await;
+        assert!(matches!(admission, Admission::Admitted(_)));
+    }
+    let [first, second, third] = &runs;
+    let acquire = async |ledger: &Ledger, run: &RunId| {
+        ledger
+            .acquire(run, run.as_str(), CommandKind::Plan)
+            .await
+            .outcome
+    };
+    assert_eq!(acquire(&ledger, first).await, Outcome::Acquired);
+    assert_eq!(acquire(&ledger, second).await, Outcome::Waiting);
+    assert_eq!(acquire(&ledger, third).await, Outcome::Waiting);
+    let key = std::mem::replace(&mut ledger.key_id, agenthub::ids::KeyId::generate());
+    ledger.put_key("client", "active").await;
+    let others = RunId::generate();
+    let admission = ledger.try_admit(&others, |a| a.parallel = true).await;
+    assert!(matches!(admission, Admission::Admitted(_)));
+    assert_eq!(acquire(&ledger, &others).await, Outcome::Acquired);
+
+    // The slot goes to the one that waited longest, and only when it is free.
+    let end_of = async |run: &RunId| {
+        let recorded = ledger
+            .record(run, run.as_str(), 1, end(RunStatus::Succeeded))
+            .await;
+        let Recorded::Done { outbox, .. } = recorded else {
+            panic!()
+        };
+        let commands = outbox
+            .iter()
+            .filter(|e| e.record.get().topic == Topic::PlanCommands);
+        commands.map(|e| e.run_id.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(end_of(&others).await, []);
+    assert_eq!(end_of(first).await, std::slice::from_ref(second));
+    assert_eq!(acquire(&ledger, third).await, Outcome::Waiting);
+    assert_eq!(acquire(&ledger, second).await, Outcome::Acquired);
+    // One that waits can end too; its place goes with it.
+    let cancelled = ledger
+        .runs
+        .cancel(
+            &ledger.tenant,
+            ledger.gate(&[]),
+            third,
+            CancelMode::Graceful,
+            ("id", "{}"),
+        )
+        .await;
+    assert!(matches!(cancelled.unwrap(), Cancel::Accepted { .. }));
+    assert_eq!(end_of(second).await, []);
+    for name in [format!("live:{key}"), format!("wait:{key}")] {
+        let left: bool = redis.exists(ledger.key(&name)).await.unwrap();
+        assert!(!left, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,12 @@ use agenthub::kafka::consumer::ConsumerState;
 use agenthub::kafka::{Ack, Consumer, ConsumerOptions, Handler, Incoming, KafkaSettings, Producer};
 use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic};
 use agenthub::privacy::mask::Masker;
-use agenthub::rollup::{Commits, Limits, Marker, Rollup, RollupError, Writer};
+use agenthub::rollup::{
+    AuditSigner, Chain, Head, Limits, Manifest, PublicKeys, Rollup, RollupError, Verified,
+    VerifyError, VerifyOptions, Writer, WriterParts, verify,
+};
 use agenthub::runtime::Health;
+use agenthub::store::Redis;
 use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -26,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(40);
 const PARTITIONS: i32 = 3;
-const GROUP: &str = "audit-rollup";
+pub const GROUP: &str = "audit-rollup";
 const OTHER_GROUP: &str = "other-rollup";
 /// 2026-02-03T04:00:00Z.
 const HOUR: u64 = 1_770_091_200_000;
@@ -38,16 +42,21 @@ fn signer(secret: &str) -> Signer {
 const OURS: &str = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
 const FOREIGN: &str = "YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=";
 
-/// Topics and a storage folder of a test's own.
-struct Fixture {
-    kafka: KafkaSettings,
-    producer: Producer,
-    folder: tempfile::TempDir,
-    store: Arc<dyn ObjectStore>,
+/// Topics, a signing key and a storage folder of a test's own.
+pub struct Fixture {
+    pub kafka: KafkaSettings,
+    pub producer: Producer,
+    pub redis: Redis,
+    pub folder: tempfile::TempDir,
+    pub store: Arc<dyn ObjectStore>,
+    pub signer: AuditSigner,
+    /// Keys of before that the roll-ups accept.
+    pub accepted: PublicKeys,
+    pub head_interval: Duration,
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let kafka = KafkaSettings {
             brokers: std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS names the test broker"),
             namespace: format!("it-{:016x}", rand::random::<u64>()),
@@ -63,35 +72,60 @@ impl Fixture {
         let producer = Producer::new(&kafka, signer(OURS), "it").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+        let url = std::env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379/".to_owned());
+        let redis = Redis::open(&url.into(), &kafka.namespace, Duration::from_secs(5)).unwrap();
         Self {
             kafka,
             producer,
+            redis,
             folder,
             store,
+            signer: AuditSigner::generate(None).unwrap(),
+            accepted: PublicKeys::default(),
+            head_interval: Duration::from_hours(1),
         }
     }
 
+    /// Verifies what is in the store, against the heads that the API would show.
+    pub async fn verify(&self) -> Result<Verified, VerifyError> {
+        let keys = self.accepted.clone().and(self.signer.public()).unwrap();
+        let heads = self.redis.audit_heads().await.unwrap();
+        let heads = heads
+            .values()
+            .flat_map(|head| Head::read(head.as_bytes(), &keys).unwrap());
+        let options = VerifyOptions {
+            heads: heads.collect(),
+            keys,
+            explain: false,
+        };
+        verify(self.store.clone(), &options).await
+    }
+
     /// Produces records `from..to`, of two tenants, nobody, and two hours.
-    async fn produce(&self, numbers: std::ops::Range<u64>) {
+    pub async fn produce(&self, numbers: std::ops::Range<u64>) {
         let records: Vec<Outgoing> = numbers.map(record).collect();
         for result in self.producer.publish_all(&records).await {
             result.unwrap();
         }
     }
 
-    fn start(&self, group: &'static str, limits: Limits) -> Member {
+    pub fn start(&self, group: &'static str, limits: Limits) -> Member {
         let rollup = Rollup::new(signer(OURS), limits);
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-        let writer = Writer::new(
-            rollup.clone(),
-            &self.kafka,
+        let parts = WriterParts {
+            kafka: &self.kafka,
             group,
-            self.store.clone(),
-            self.producer.clone(),
-            Arc::new(Masker::new(&[]).unwrap()),
-            Health::new(&[]),
-            "it".to_owned(),
-        );
+            store: self.store.clone(),
+            producer: self.producer.clone(),
+            masker: Arc::new(Masker::new(&[]).unwrap()),
+            health: Health::new(&[]),
+            worker: "it".to_owned(),
+            signer: self.signer.clone(),
+            accepted: self.accepted.clone(),
+            redis: self.redis.clone(),
+            head_interval: self.head_interval,
+        };
+        let writer = Writer::new(rollup.clone(), parts);
         let writer = tokio::spawn(writer.unwrap().run(stop.clone(), end.clone()));
         let options = ConsumerOptions {
             max_in_flight: limits.max_in_flight(),
@@ -114,27 +148,28 @@ impl Fixture {
         }
     }
 
-    async fn markers(&self) -> Vec<Marker> {
-        let commits = Commits::new(self.store.clone(), self.kafka.topic(Topic::AuditLogs));
-        let mut markers = Vec::new();
+    pub async fn manifests(&self) -> Vec<Manifest> {
+        let chain = Chain::new(self.store.clone(), self.kafka.topic(Topic::AuditLogs));
+        let keys = self.accepted.clone().and(self.signer.public()).unwrap();
+        let mut manifests = Vec::new();
         for partition in 0..PARTITIONS {
-            let chain = commits.all(partition).await.unwrap();
+            let chain = chain.all(partition, &keys).await.unwrap();
             let mut next = 0;
-            for marker in &chain {
-                assert_eq!(marker.start, next, "{marker:?}");
-                next = marker.end;
+            for manifest in &chain {
+                assert_eq!(manifest.start, next, "{manifest:?}");
+                next = manifest.end;
             }
-            markers.extend(chain);
+            manifests.extend(chain);
         }
-        markers
+        manifests
     }
 
     /// Waits until the listed files hold `count` records.
-    async fn written(&self, count: usize) {
+    pub async fn written(&self, count: usize) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let files = self.markers().await.into_iter().flat_map(|m| m.files);
-            let records: usize = files.map(|file| file.records).sum();
+            let files = self.manifests().await.into_iter().flat_map(|m| m.files);
+            let records = usize::try_from(files.map(|file| file.rows).sum::<u64>()).unwrap();
             if records >= count {
                 assert_eq!(records, count);
                 return;
@@ -167,12 +202,12 @@ impl Fixture {
     /// How often each id is in the listed files; each row is checked against its place.
     async fn rows(&self) -> BTreeMap<String, usize> {
         let mut rows = BTreeMap::new();
-        for file in self.markers().await.into_iter().flat_map(|m| m.files) {
+        for file in self.manifests().await.into_iter().flat_map(|m| m.files) {
             let content = std::fs::read(self.folder.path().join(&file.path)).unwrap();
             let content = Bytes::from(content);
             let reader = ParquetRecordBatchReaderBuilder::try_new(content.clone()).unwrap();
             let records: usize = reader.build().unwrap().map(|b| b.unwrap().num_rows()).sum();
-            assert_eq!(records, file.records);
+            assert_eq!(records as u64, file.rows);
             let reader = parquet::file::reader::SerializedFileReader::new(content).unwrap();
             for row in parquet::file::reader::FileReader::get_row_iter(&reader, None).unwrap() {
                 let row = row.unwrap();
@@ -226,7 +261,7 @@ fn record(number: u64) -> Outgoing {
 }
 
 /// A roll-up process.
-struct Member {
+pub struct Member {
     state: Arc<ConsumerState>,
     consumer: JoinHandle<()>,
     writer: JoinHandle<Result<(), RollupError>>,
@@ -236,7 +271,7 @@ struct Member {
 
 impl Member {
     /// Waits until it holds `count` records that it has not written.
-    async fn has_taken(&self, count: usize) {
+    pub async fn has_taken(&self, count: usize) {
         let deadline = Instant::now() + DEADLINE;
         while self.state.snapshot().in_flight != count {
             assert!(Instant::now() < deadline, "{:?}", self.state.snapshot());
@@ -244,7 +279,7 @@ impl Member {
         }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         self.consumer.await.unwrap();
         self.end.cancel();
@@ -252,14 +287,14 @@ impl Member {
     }
 
     /// Ends it wherever it is.
-    async fn kill(self) {
+    pub async fn kill(self) {
         self.writer.abort();
         self.consumer.abort();
         assert!(self.consumer.await.unwrap_err().is_cancelled());
     }
 }
 
-fn limits(max_records: usize, max_age_ms: u64) -> Limits {
+pub fn limits(max_records: usize, max_age_ms: u64) -> Limits {
     Limits {
         max_records,
         max_age: Duration::from_millis(max_age_ms),
@@ -273,7 +308,7 @@ async fn every_record_is_written_once_over_a_crash_and_a_stop() {
     // Small batches, so that the kill comes between two of them.
     let first = fixture.start(GROUP, limits(150, 60_000));
     let deadline = Instant::now() + DEADLINE;
-    while fixture.markers().await.len() < 4 {
+    while fixture.manifests().await.len() < 4 {
         assert!(Instant::now() < deadline, "nothing is written");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -288,12 +323,14 @@ async fn every_record_is_written_once_over_a_crash_and_a_stop() {
     second.stop().await;
     let third = fixture.start(GROUP, limits(100_000, 3_600_000));
     fixture.produce(2_500..2_600).await;
-    let markers = fixture.markers().await.len();
+    let manifests = fixture.manifests().await.len();
     third.has_taken(100).await;
-    assert_eq!(fixture.markers().await.len(), markers);
+    assert_eq!(fixture.manifests().await.len(), manifests);
     third.stop().await;
     fixture.each_once(2_600).await;
     assert_eq!(fixture.lag(GROUP).await, 0);
+    let verified = fixture.verify().await.unwrap();
+    assert_eq!((verified.rows, verified.heads), (2_600, 3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,6 +349,19 @@ async fn two_that_fight_leave_one_truth() {
     one.stop().await;
     other.stop().await;
     fixture.each_once(2_000).await;
+    // The heads in Redis are of the last manifests, whoever showed his later.
+    let verified = fixture.verify().await.unwrap();
+    assert_eq!((verified.rows, verified.heads), (2_000, 3));
+    for (partition, head) in fixture.redis.audit_heads().await.unwrap() {
+        let head = Head::read(head.as_bytes(), &fixture.signer.public())
+            .unwrap()
+            .remove(0);
+        let chain = verified
+            .chains
+            .iter()
+            .find(|chain| chain.partition == partition);
+        assert_eq!(head.end, chain.unwrap().end);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,8 +414,15 @@ async fn what_is_not_to_be_believed_is_a_dead_letter() {
     fixture.written(10).await;
     rollup.stop().await;
     fixture.each_once(10).await;
-    let markers = fixture.markers().await;
-    assert_eq!(markers.iter().map(|m| m.dead_letters).sum::<usize>(), 2);
+    let verified = fixture.verify().await.unwrap();
+    assert_eq!(
+        verified
+            .chains
+            .iter()
+            .map(|chain| chain.dead_letters)
+            .sum::<u64>(),
+        2
+    );
     assert_eq!(fixture.lag(GROUP).await, 0);
 }
 
@@ -385,13 +442,13 @@ impl Handler for Letters {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_markers_are_noticed_and_nothing_is_passed_over() {
+async fn lost_manifests_are_noticed_and_nothing_is_passed_over() {
     let fixture = Fixture::new().await;
     fixture.produce(0..30).await;
     let rollup = fixture.start(GROUP, limits(100, 20));
     fixture.written(30).await;
     rollup.stop().await;
-    std::fs::remove_dir_all(fixture.folder.path().join("audit/_commits")).unwrap();
+    std::fs::remove_dir_all(fixture.folder.path().join("audit/_manifests")).unwrap();
     fixture.produce(30..60).await;
     let rollup = fixture.start(GROUP, limits(100, 20));
     let outcome = tokio::time::timeout(DEADLINE, rollup.writer).await.unwrap();
@@ -400,7 +457,41 @@ async fn lost_markers_are_noticed_and_nothing_is_passed_over() {
         matches!(error, RollupError::Ahead { written: 0, .. }),
         "{error}"
     );
-    assert_eq!(fixture.markers().await, []);
+    assert_eq!(fixture.manifests().await, []);
     rollup.stop.cancel();
     rollup.consumer.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_goes_on_under_a_new_key_and_stops_at_a_foreign_one() {
+    let mut fixture = Fixture::new().await;
+    fixture.produce(0..30).await;
+    let rollup = fixture.start(GROUP, limits(100, 20));
+    fixture.written(30).await;
+    rollup.stop().await;
+    let first = std::mem::replace(&mut fixture.signer, AuditSigner::generate(None).unwrap());
+
+    // Whose manifest is it? Nothing is joined to it.
+    fixture.produce(30..60).await;
+    let rollup = fixture.start(GROUP, limits(100, 20));
+    let outcome = tokio::time::timeout(DEADLINE, rollup.writer).await.unwrap();
+    let error = outcome.unwrap().unwrap_err();
+    assert!(matches!(error, RollupError::Untrusted { .. }), "{error}");
+    assert!(error.to_string().contains(first.id()), "{error}");
+    rollup.stop.cancel();
+    rollup.consumer.abort();
+
+    fixture.accepted = first.public();
+    let rollup = fixture.start(GROUP, limits(100, 20));
+    fixture.written(60).await;
+    rollup.stop().await;
+    fixture.each_once(60).await;
+    assert_eq!(fixture.verify().await.unwrap().rows, 60);
+    // The old key alone does not vouch for what came after it.
+    let options = VerifyOptions {
+        keys: first.public(),
+        ..VerifyOptions::default()
+    };
+    let error = verify(fixture.store.clone(), &options).await.unwrap_err();
+    assert!(error.to_string().contains(fixture.signer.id()), "{error}");
 }

@@ -375,9 +375,11 @@ impl Pair {
                 let found: Vec<(String, usize)> = swept
                     .actions
                     .into_iter()
-                    .map(|(action, id)| {
-                        let run = ids.iter().position(|known| known.as_str() == id);
-                        (action, run.unwrap())
+                    .map(|done| {
+                        let run = ids.iter().position(|known| known.as_str() == done.run);
+                        let ends = ["timed_out", "cancelled"].contains(&done.action.as_str());
+                        assert_eq!(done.ended.is_some(), ends, "{}", done.action);
+                        (done.action, run.unwrap())
                     })
                     .collect();
                 let expected: Vec<(String, usize)> = model
@@ -389,11 +391,11 @@ impl Pair {
             }
             Op::LeaseEnds { run } => {
                 self.comes(Op::LeaseEnds { run: run % count }, "lease")
-                    .await
+                    .await;
             }
             Op::WaitEnds { run } => {
                 self.comes(Op::WaitEnds { run: run % count }, "wake_at")
-                    .await
+                    .await;
             }
             Op::DeadlineComes { run } => {
                 self.comes(Op::DeadlineComes { run: run % count }, "deadline")

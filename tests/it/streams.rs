@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use agenthub::governance::{NewKey, Role};
+use agenthub::messages::KeyPolicy;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -167,6 +168,7 @@ async fn a_revoked_key_loses_its_streams() {
         name: "short-lived".into(),
         role: Role::Client,
         expires_in_s: None,
+        policy: KeyPolicy::default(),
     };
     let (record, key) = keys.create(new).await.unwrap();
     let session = stack.session().await;

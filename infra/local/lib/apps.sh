@@ -33,10 +33,13 @@ make_secret() {
 prepare_environment() {
     make_secret signing_secrets
     make_secret master_keys
+    # The form is the same: any 32 bytes are an Ed25519 private key.
+    make_secret audit_signing_key
     app_env=(
-        -u AGENTHUB_SIGNING_SECRETS -u AGENTHUB_MASTER_KEYS
+        -u AGENTHUB_SIGNING_SECRETS -u AGENTHUB_MASTER_KEYS -u AGENTHUB_AUDIT_SIGNING_KEY
         "AGENTHUB_SIGNING_SECRETS_FILE=$state/secrets/signing_secrets"
         "AGENTHUB_MASTER_KEYS_FILE=$state/secrets/master_keys"
+        "AGENTHUB_AUDIT_SIGNING_KEY_FILE=$state/secrets/audit_signing_key"
         "KAFKA_BROKERS=$kafka_brokers" "REDIS_URL=$redis_url"
         "AGENTHUB_STORAGE_URL=$state/storage" "AGENTHUB_CACHE_DIR=$state/cache/agenthub"
     )
@@ -124,6 +127,13 @@ make_key() {
     [[ -n $REPLY ]] || die "$file holds no api_key"
 }
 
+# The public part of the key that signs the audit manifests, for whoever verifies them.
+write_audit_public_key() {
+    local file=$state/secrets/audit_public_keys
+    agenthub audit public-key >"$file.new" || die "agenthub audit public-key failed"
+    mv "$file.new" "$file"
+}
+
 # What scripts and the command line need in order to speak to this stack.
 write_env() {
     local file=$state/env
@@ -131,6 +141,7 @@ write_env() {
     admin_key=$REPLY
     make_key client
     client_key=$REPLY
+    write_audit_public_key
     (
         umask 077
         {
@@ -144,6 +155,8 @@ write_env() {
             export_line REDIS_URL "$redis_url"
             export_line AGENTHUB_SIGNING_SECRETS_FILE "$state/secrets/signing_secrets"
             export_line AGENTHUB_MASTER_KEYS_FILE "$state/secrets/master_keys"
+            export_line AGENTHUB_AUDIT_SIGNING_KEY_FILE "$state/secrets/audit_signing_key"
+            export_line AGENTHUB_AUDIT_PUBLIC_KEYS_FILE "$state/secrets/audit_public_keys"
             export_line AGENTHUB_STORAGE_URL "$state/storage"
             export_line AGENTHUB_CACHE_DIR "$state/cache/agenthub"
         } >"$file.new"

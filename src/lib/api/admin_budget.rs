@@ -305,6 +305,7 @@ async fn governed(
     caller: &Caller,
     id: PathId<TenantId>,
 ) -> Result<TenantId, ApiError> {
+    caller.scope.notes().target = id.0.as_ref().map(|tenant| format!("tenant/{tenant}"));
     caller.pass(state, Permission::Budgets).await?;
     let own = caller.tenant();
     id.0.filter(|tenant| tenant == own || own.is_system())

@@ -1,7 +1,8 @@
 //! Dead letters, for admins: of their own tenant, and of any by the operator's keys.
 
 use axum::extract::State;
-use axum::http::{StatusCode, Uri};
+use axum::http::header::LOCATION;
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -152,24 +153,26 @@ pub(super) async fn read(
         ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent."),
         ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat starts nothing twice, forced or not.")),
     request_body(content = Option<RedriveRequest>, description = "May be left out."),
-    responses((status = 200, description = "An earlier request had redriven it: its run.", body = RedrivenBody),
-        (status = 202, description = "The new run was accepted.", body = RedrivenBody,
-            headers(("Location" = String, description = "The new run.")))))]
+    responses((status = 202, description = "The new run was accepted; with `already`, an earlier request had started it.", body = RedrivenBody,
+        headers(("Location" = String, description = "The run."), ("Idempotency-Replayed" = String, description = "`true` for the repeat of a request.")))))]
 pub(super) async fn redrive(
     State(state): State<ApiState>,
     caller: Caller,
     how: Submitting,
     id: PathId<LetterId>,
     uri: Uri,
-    OptionalBody(request): OptionalBody<RedriveRequest>,
+    OptionalBody(body): OptionalBody<RedriveRequest>,
 ) -> Result<Response, ApiError> {
+    let request = body.value;
     let params = Params::read(&uri, &["tenant"])?;
     state.require_kafka()?;
     let tenant = governed(&state, &caller, &params).await?;
     let indexed = known(&state, &tenant, id).await?;
     let letter_id = LetterId::from(&indexed.letter);
-    if let Some(before) = indexed.redriven.filter(|_| !request.force) {
-        return Ok(answer(&caller, &letter_id, before.run, true));
+    // A request that its client named is looked up by that name first, in the script.
+    let named = how.idempotency.is_some();
+    if let Some(before) = indexed.redriven.filter(|_| !request.force && !named) {
+        return Ok(answer(&caller, &letter_id, before.run, (true, false)));
     }
     let Some(source) = indexed.letter.run_id else {
         return Err(not_redrivable(
@@ -194,27 +197,41 @@ pub(super) async fn redrive(
         spec.key_id = key_id; // a run belongs to a key of its own tenant
     }
     // The route's template is the same for every letter.
-    let named = json!({ "letter": letter_id.to_string(), "request": request });
-    let fingerprint = governance::fingerprint(&named, &caller.scope.facts().query);
+    let what = json!({ "letter": letter_id.to_string(), "request": request });
+    let fingerprint = governance::fingerprint(&what, &caller.scope.facts().query);
     let name = letter_id.indexed();
     let asked = Asked {
         claim: how.idempotency.as_ref(),
         fingerprint: &fingerprint,
-        permission: Permission::DeadLetters,
         redrive: Some(Redrive {
             letter: &name,
             force: request.force,
             operator,
         }),
     };
-    let (run, already) = admit(&state, &caller, &asked, &spec, plan.as_ref()).await?;
+    let (run, already) = {
+        // Tools that the key does not allow any more are refused when they would be called.
+        let plan = (plan.as_ref(), Vec::new());
+        admit(&state, &caller, &asked, &spec, plan).await?
+    };
     if !already {
         metrics::counter!("agenthub_dlq_redriven_total").increment(1);
     }
-    Ok(answer(&caller, &letter_id, run, already))
+    Ok(answer(
+        &caller,
+        &letter_id,
+        run,
+        (already, named && already),
+    ))
 }
 
-fn answer(caller: &Caller, letter: &LetterId, run: RunId, already: bool) -> Response {
+/// `replayed` says that the answer is due to the client's name for its request.
+fn answer(
+    caller: &Caller,
+    letter: &LetterId,
+    run: RunId,
+    (already, replayed): (bool, bool),
+) -> Response {
     caller.scope.notes().run = Some(run.clone());
     let links = Links::of(run.as_str());
     let location = links.this.clone();
@@ -224,11 +241,13 @@ fn answer(caller: &Caller, letter: &LetterId, run: RunId, already: bool) -> Resp
         already,
         links,
     });
-    if already {
-        return body.into_response();
+    let mut response = (StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response();
+    if replayed {
+        let name = HeaderName::from_static("idempotency-replayed");
+        let headers = response.headers_mut();
+        headers.insert(name, HeaderValue::from_static("true"));
     }
-    let headers = [(axum::http::header::LOCATION, location)];
-    (StatusCode::ACCEPTED, headers, body).into_response()
+    response
 }
 
 fn not_redrivable(rule: &str, detail: &str) -> ApiError {

@@ -11,14 +11,18 @@ use utoipa::ToSchema;
 use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
 use super::exit::Exit;
+use super::once::{Begun, Once};
 use super::params::{Params, PathId};
+use super::policy_body::LimitBody;
+use super::problem::internal;
 use super::state::ApiState;
 use super::time::rfc3339;
 use super::validate;
 use crate::error::{ApiError, ErrorCode};
-use crate::governance::{IssuedKey, NewKey, Permission, Role};
+use crate::governance::{IssuedKey, NewKey, Permission, Role, check_policy, parse_networks};
 use crate::ids::{KeyId, TenantId};
-use crate::messages::KeyRecord;
+use crate::messages::{KeyPolicy, KeyRecord};
+use crate::tools::catalogue;
 
 const MAX_NAME: usize = 128;
 const MAX_EXPIRY_S: u64 = 10 * 365 * 24 * 3600;
@@ -26,7 +30,7 @@ const DEFAULT_GRACE_S: u64 = 24 * 3600;
 const MAX_GRACE_S: u64 = 30 * 24 * 3600;
 
 /// A key to be created.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewKeyRequest {
     /// What people call it: 1 to 128 characters.
@@ -38,6 +42,22 @@ pub(super) struct NewKeyRequest {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 315_360_000)]
     expires_in_s: Option<u64>,
+    /// Rate limits of its own, 1 to 4; its tenant's when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 4)]
+    limits: Option<Vec<LimitBody>>,
+    /// The tools that its runs may use, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    models_allowed: Option<Vec<String>>,
+    /// The addresses and networks (`192.0.2.0/24`) that it may be used from, 1 to 64; all when absent.
+    #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
+    ips_allowed: Option<Vec<String>>,
     /// The tenant, for keys of the tenant `system` only; the caller's own when absent.
     #[serde(default)]
     tenant: Option<String>,
@@ -81,6 +101,18 @@ pub(super) struct KeyBody {
     /// When it was last used, to the minute; absent when it never was.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_used_at: Option<String>,
+    /// Rate limits of its own; its tenant's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Vec<LimitBody>>,
+    /// The tools that its runs may use; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models_allowed: Option<Vec<String>>,
+    /// The networks that it may be used from; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ips_allowed: Option<Vec<String>>,
 }
 
 /// A key with its secret, which is shown here and never again.
@@ -101,6 +133,8 @@ pub(super) struct KeyList {
 
 impl KeyBody {
     fn new(exit: &Exit, record: KeyRecord, used_ms: Option<u64>) -> Self {
+        let policy = record.policy;
+        let networks = policy.ips_allowed;
         Self {
             key_id: record.key_id,
             tenant: record.tenant,
@@ -112,37 +146,65 @@ impl KeyBody {
             expires_at: record.expires_ms.map(rfc3339),
             old_secret_valid_until: record.old_until_ms.map(rfc3339),
             last_used_at: used_ms.map(rfc3339),
+            limits: LimitBody::bodies(policy.limits),
+            tools_allowed: policy.tools_allowed,
+            models_allowed: policy.models_allowed,
+            ips_allowed: networks.map(|nets| nets.iter().map(ToString::to_string).collect()),
         }
     }
 }
 
 /// Create a key. The answer alone holds it.
 #[utoipa::path(post, path = "/v1/admin/api-keys", tag = "admin", request_body = NewKeyRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     responses((status = 201, description = "Created.", body = IssuedKeyBody,
         headers(("Location" = String, description = "The key's record.")))))]
 pub(super) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     _: Params,
+    once: Once,
     body: JsonBody<NewKeyRequest>,
 ) -> Result<Response, ApiError> {
-    let request = body.value;
+    let request = body.value.clone();
     validate::text("/name", Some(&request.name), MAX_NAME)?;
     if let Some(seconds) = request.expires_in_s {
         validate::range("/expires_in_s", seconds, 1, MAX_EXPIRY_S)?;
     }
-    let tenant = request.tenant.as_deref();
-    let tenant = govern(&state, &caller, "/tenant", tenant, true).await?;
-    let new = NewKey {
-        tenant,
-        name: request.name,
-        role: request.role,
-        expires_in_s: request.expires_in_s,
+    let networks = request.ips_allowed.as_deref();
+    let networks = networks.map(|texts| parse_networks("/ips_allowed", texts));
+    let policy = KeyPolicy {
+        limits: LimitBody::rules(request.limits),
+        tools_allowed: request.tools_allowed,
+        models_allowed: request.models_allowed,
+        ips_allowed: networks.transpose()?,
     };
-    let (record, issued) = state.parts.keys.create(new).await?;
-    let location = format!("/v1/admin/api-keys/{}", record.key_id);
-    let body = Json(issued_body(&state, record, issued));
-    Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
+    check_policy(&policy, |name| catalogue::find(name).is_some())?;
+    let named = named("/tenant", request.tenant.as_deref())?;
+    state.require_kafka()?;
+    let subject = KeyId::generate().to_string();
+    let begun = once.begin(&state, &caller, Permission::Keys, Some(&body), subject);
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
+    };
+    let make = async {
+        let new = NewKey {
+            tenant: target(caller.tenant(), named)?,
+            name: request.name,
+            role: request.role,
+            expires_in_s: request.expires_in_s,
+            policy,
+        };
+        let key_id: KeyId = turn.subject.parse().map_err(|error| internal(&error))?;
+        caller.scope.notes().target = Some(format!("key/{key_id}"));
+        let (record, issued) = state.parts.keys.create_as(key_id, new).await?;
+        let location = format!("/v1/admin/api-keys/{}", record.key_id);
+        let body = Json(issued_body(&state, record, issued));
+        Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
+    };
+    let outcome = make.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 /// List a tenant's keys.
@@ -154,7 +216,7 @@ pub(super) async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<KeyList>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, false).await?;
+    let tenant = governed(&state, &caller, &uri).await?;
     let keys = state.parts.keys.list(&tenant).await?;
     let data = keys
         .into_iter()
@@ -174,15 +236,16 @@ pub(super) async fn read(
     id: PathId<KeyId>,
     uri: Uri,
 ) -> Result<Json<KeyBody>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, false).await?;
-    let (record, used) = state.parts.keys.get(&tenant, &known(id)?).await?;
+    let tenant = governed(&state, &caller, &uri).await?;
+    let (record, used) = state.parts.keys.get(&tenant, &known(&caller, id)?).await?;
     Ok(Json(KeyBody::new(&state.exit, record, used)))
 }
 
 /// Give a key a new secret. The answer alone holds it.
 #[utoipa::path(post, path = "/v1/admin/api-keys/{key_id}/rotate", tag = "admin",
     params(("key_id" = String, Path, description = "The key."),
-        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent.")),
+        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     request_body(content = Option<RotateRequest>, description = "May be left out."),
     responses((status = 200, description = "Rotated.", body = IssuedKeyBody)))]
 pub(super) async fn rotate(
@@ -190,30 +253,62 @@ pub(super) async fn rotate(
     caller: Caller,
     id: PathId<KeyId>,
     uri: Uri,
-    OptionalBody(request): OptionalBody<RotateRequest>,
-) -> Result<Json<IssuedKeyBody>, ApiError> {
-    let grace_s = request.grace_s.unwrap_or(DEFAULT_GRACE_S);
+    once: Once,
+    OptionalBody(body): OptionalBody<RotateRequest>,
+) -> Result<Response, ApiError> {
+    let grace_s = body.value.grace_s.unwrap_or(DEFAULT_GRACE_S);
     validate::range("/grace_s", grace_s, 0, MAX_GRACE_S)?;
-    let tenant = governed(&state, &caller, &uri, true).await?;
-    let keys = &state.parts.keys;
-    let (record, issued) = keys.rotate(&tenant, &known(id)?, grace_s).await?;
-    Ok(Json(issued_body(&state, record, issued)))
+    let named = named_in(&uri)?;
+    state.require_kafka()?;
+    // Names this rotation in the key's record, so that another attempt at it is known as a repeat.
+    let subject = uuid::Uuid::new_v4().simple().to_string();
+    let begun = once.begin(&state, &caller, Permission::Keys, Some(&body), subject);
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
+    };
+    let rotate = async {
+        let tenant = target(caller.tenant(), named)?;
+        let (keys, id) = (&state.parts.keys, known(&caller, id)?);
+        let rotation = keys.rotate(&tenant, &id, grace_s, Some(&turn.subject));
+        let (record, issued) = rotation.await?;
+        Ok(Json(issued_body(&state, record, issued)).into_response())
+    };
+    let outcome = rotate.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 /// Revoke a key, for good: the next request with it is refused, its streams close.
 #[utoipa::path(post, path = "/v1/admin/api-keys/{key_id}/revoke", tag = "admin",
     params(("key_id" = String, Path, description = "The key."),
-        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent.")),
+        ("tenant" = Option<String>, Query, description = "For keys of the tenant `system` only; the caller's own when absent."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     responses((status = 200, description = "Revoked.", body = KeyBody)))]
 pub(super) async fn revoke(
     State(state): State<ApiState>,
     caller: Caller,
     id: PathId<KeyId>,
     uri: Uri,
-) -> Result<Json<KeyBody>, ApiError> {
-    let tenant = governed(&state, &caller, &uri, true).await?;
-    let record = state.parts.keys.revoke(&tenant, &known(id)?).await?;
-    Ok(Json(KeyBody::new(&state.exit, record, None)))
+    once: Once,
+) -> Result<Response, ApiError> {
+    let named = named_in(&uri)?;
+    state.require_kafka()?;
+    let begun = once.begin::<()>(&state, &caller, Permission::Keys, None, String::new());
+    let turn = match begun.await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Turn(turn) => turn,
+    };
+    let revoke = async {
+        let tenant = target(caller.tenant(), named)?;
+        let record = state
+            .parts
+            .keys
+            .revoke(&tenant, &known(&caller, id)?)
+            .await?;
+        Ok(Json(KeyBody::new(&state.exit, record, None)).into_response())
+    };
+    let outcome = revoke.await;
+    turn.end(&state, &caller, outcome).await
 }
 
 fn issued_body(state: &ApiState, record: KeyRecord, issued: IssuedKey) -> IssuedKeyBody {
@@ -223,42 +318,32 @@ fn issued_body(state: &ApiState, record: KeyRecord, issued: IssuedKey) -> Issued
     }
 }
 
-fn known(id: PathId<KeyId>) -> Result<KeyId, ApiError> {
-    id.0.ok_or_else(|| ApiError::new(ErrorCode::NotFound))
+fn known(caller: &Caller, id: PathId<KeyId>) -> Result<KeyId, ApiError> {
+    let id = id.0.ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
+    caller.scope.notes().target = Some(format!("key/{id}"));
+    Ok(id)
 }
 
-async fn governed(
-    state: &ApiState,
-    caller: &Caller,
-    uri: &Uri,
-    changes: bool,
-) -> Result<TenantId, ApiError> {
+/// The tenant that a query names.
+fn named_in(uri: &Uri) -> Result<Option<TenantId>, ApiError> {
     let params = Params::read(uri, &["tenant"])?;
-    govern(state, caller, "tenant", params.text("tenant"), changes).await
+    named("tenant", params.text("tenant"))
 }
 
-/// Passes the gate; the tenant whose keys the request is about. `field` is where it was named.
-async fn govern(
-    state: &ApiState,
-    caller: &Caller,
-    field: &str,
-    named: Option<&str>,
-    changes: bool,
-) -> Result<TenantId, ApiError> {
-    let named = match named.map(str::parse::<TenantId>) {
-        None => None,
-        Some(Ok(tenant)) => Some(tenant),
-        Some(Err(_)) => return Err(ApiError::field(field, "expected the name of a tenant")),
-    };
-    if changes {
-        state.require_kafka()?;
-    }
+fn named(field: &str, name: Option<&str>) -> Result<Option<TenantId>, ApiError> {
+    let tenant = name.map(str::parse).transpose();
+    tenant.map_err(|_| ApiError::field(field, "expected the name of a tenant"))
+}
+
+/// Passes the gate of a read; the tenant whose keys it is about.
+async fn governed(state: &ApiState, caller: &Caller, uri: &Uri) -> Result<TenantId, ApiError> {
+    let named = named_in(uri)?;
     caller.pass(state, Permission::Keys).await?;
     target(caller.tenant(), named)
 }
 
 /// An admin key governs its own tenant; one of the operator's tenant governs every tenant.
-fn target(own: &TenantId, named: Option<TenantId>) -> Result<TenantId, ApiError> {
+pub(super) fn target(own: &TenantId, named: Option<TenantId>) -> Result<TenantId, ApiError> {
     match named {
         None => Ok(own.clone()),
         Some(tenant) if tenant == *own || own.is_system() => Ok(tenant),

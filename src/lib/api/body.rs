@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::scope::Scope;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance;
@@ -28,9 +29,18 @@ impl<T> JsonBody<T> {
         if !wanted {
             return String::new();
         }
-        // It parsed as `T` before, so it does as a value.
+        // It parsed as `T` before, so it does as a value; one that was left out is none.
         let value: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
         governance::fingerprint(&value, query)
+    }
+}
+
+impl<T: Default> JsonBody<T> {
+    fn absent() -> Self {
+        Self {
+            value: T::default(),
+            bytes: Bytes::new(),
+        }
     }
 }
 
@@ -46,7 +56,7 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for JsonBody<T> {
 
 /// As [`JsonBody`], for a route whose body may be left out.
 #[derive(Debug)]
-pub(super) struct OptionalBody<T>(pub(super) T);
+pub(super) struct OptionalBody<T>(pub(super) JsonBody<T>);
 
 impl<T: DeserializeOwned + Default> FromRequest<ApiState> for OptionalBody<T> {
     type Rejection = ApiError;
@@ -55,18 +65,20 @@ impl<T: DeserializeOwned + Default> FromRequest<ApiState> for OptionalBody<T> {
         let absent = !request.headers().contains_key(CONTENT_TYPE)
             && axum::body::HttpBody::size_hint(request.body()).exact() == Some(0);
         if absent {
-            return Ok(Self(T::default()));
+            return Ok(Self(JsonBody::absent()));
         }
         let bytes = read(request, state).await?;
         if bytes.is_empty() {
-            return Ok(Self(T::default()));
+            return Ok(Self(JsonBody::absent()));
         }
-        Ok(Self(parse(&bytes, state.settings().max_json_depth)?))
+        let value = parse(&bytes, state.settings().max_json_depth)?;
+        Ok(Self(JsonBody { value, bytes }))
     }
 }
 
 async fn read(request: Request, state: &ApiState) -> Result<Bytes, ApiError> {
     let settings = state.settings();
+    let scope = request.extensions().get::<Scope>().cloned();
     check_type(request.headers())?;
     let cap = settings.max_body_bytes.0;
     let declared = request.headers().get(CONTENT_LENGTH);
@@ -75,9 +87,15 @@ async fn read(request: Request, state: &ApiState) -> Result<Bytes, ApiError> {
         return Err(too_large(cap));
     }
     let body = collect(request.into_body(), cap);
-    tokio::time::timeout(settings.body_timeout_ms.duration(), body)
+    let bytes = tokio::time::timeout(settings.body_timeout_ms.duration(), body)
         .await
-        .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
+        .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))??;
+    if let Some(scope) = scope {
+        let mut notes = scope.notes();
+        let governance = &state.parts.governance;
+        notes.input_hash = Some(governance.hash_input(notes.tenant.as_ref(), &bytes));
+    }
+    Ok(bytes)
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -134,6 +152,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], max_depth: usize) -> Result<T, ApiEr
     if is_deeper(bytes, max_depth) {
         return Err(ApiError::new(ErrorCode::BodyTooDeep)
             .detail(format!("more than {max_depth} levels of nesting")));
+    }
+    // An array would be taken for the fields of a struct in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let array = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+        return Err(array.map_or_else(
+            |error| malformed(&error),
+            |_| ApiError::field("", "expected an object"),
+        ));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json);
@@ -305,6 +331,8 @@ mod tests {
             "/items/0/b~1c"
         );
         assert_eq!(field("[]").0, "");
+        assert_eq!(field(r#" ["x", 1, []]"#).0, "");
+        assert_eq!(error("[1,").code, ErrorCode::InvalidJson);
         assert_eq!(field("7").0, "");
     }
 

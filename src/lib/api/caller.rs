@@ -14,6 +14,7 @@ use crate::governance::{Permission, PresentedKey};
 use crate::ids::TenantId;
 use crate::runs::{Gate, LimitRow, Read, Refusal};
 use crate::runtime::clock;
+use crate::telemetry::labels;
 
 /// A request whose key was issued here. Whether the key is in force is for the gate to say, in the
 /// script that acts on the request.
@@ -32,6 +33,10 @@ impl FromRequestParts<ApiState> for Caller {
             .get::<Scope>()
             .cloned()
             .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
+        if state.parts.health.is_closed() {
+            // The keys are the last thing that a rebuild restores: nobody is told that his is wrong.
+            return Err(ApiError::unavailable("redis"));
+        }
         let key = presented(&parts.headers)
             .and_then(|text| state.parts.governance.recognise(text))
             .ok_or_else(unauthenticated)?;
@@ -78,12 +83,19 @@ impl Caller {
 
     /// The gate of a request that counts against the limits.
     pub(super) fn gate(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.gate(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.gate(&self.key, ip, permission)
     }
 
     /// The gate of a further look within a request that was counted.
     pub(super) fn look(&self, state: &ApiState, permission: Permission) -> Gate {
-        state.parts.governance.look(&self.key, permission)
+        let ip = self.scope.address();
+        state.parts.governance.look(&self.key, ip, permission)
+    }
+
+    /// Keeps the role of the key, which the gate has looked up.
+    pub(super) fn note_role(&self, role: String) {
+        self.scope.notes().role = Some(role);
     }
 
     /// Keeps where the limits stand for the answer's headers. A look does not check them.
@@ -99,10 +111,11 @@ impl Caller {
             Read::Refused(refusal) => Err(self.refused(refusal)),
             Read::Found {
                 limits,
+                role,
                 now_ms,
                 value,
-                ..
             } => {
+                self.note_role(role);
                 self.note_limits(limits);
                 Ok((value, now_ms))
             }
@@ -113,10 +126,17 @@ impl Caller {
     pub(super) fn refused(&self, refusal: Refusal) -> ApiError {
         let error = refusal_error(&refusal);
         if error.code == ErrorCode::RateLimited {
-            metrics::counter!("agenthub_rate_limited_total", "rule" => refusal.rule.clone())
-                .increment(1);
+            metrics::counter!("agenthub_rate_limited_total",
+                "tenant" => labels::tenant(self.tenant().as_str()), "rule" => refusal.rule.clone())
+            .increment(1);
         }
-        self.scope.notes().rule = Some(refusal.rule);
+        {
+            let mut notes = self.scope.notes();
+            notes.rule = Some(refusal.rule);
+            if refusal.role.is_some() {
+                notes.role = refusal.role;
+            }
+        }
         self.note_limits(refusal.limits);
         error
     }
@@ -157,7 +177,12 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
     match refusal.code.as_str() {
         "unauthenticated" => unauthenticated(),
         "forbidden" => ApiError::new(ErrorCode::Forbidden)
-            .detail("the key's role does not allow this request")
+            .detail(match refusal.rule.as_str() {
+                "ips_allowed" => "the key may not be used from this address",
+                "models_allowed" => "the key does not allow this model",
+                "tools_allowed" => "the key does not allow the tools of this request",
+                _ => "the key's role does not allow this request",
+            })
             .details(json!({ "rule": refusal.rule })),
         "not_found" => ApiError::new(ErrorCode::NotFound),
         "budget_exhausted" => budget_exhausted(&refusal.rule, clock::now_ms()),
@@ -168,6 +193,7 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
         "session_busy" => {
             ApiError::new(ErrorCode::SessionBusy).details(json!({ "rule": refusal.rule }))
         }
+        "request_in_flight" => super::once::in_flight(),
         "idempotency_mismatch" => {
             ApiError::new(ErrorCode::IdempotencyMismatch).details(json!({ "rule": refusal.rule }))
         }
@@ -270,6 +296,7 @@ mod tests {
             code: code.to_owned(),
             rule: "key_rate_limit".to_owned(),
             limits,
+            role: None,
         };
         assert!(matches!(
             refusal_error(&refusal("budget_exhausted", vec![])).code,
@@ -280,6 +307,7 @@ mod tests {
             ("forbidden", 403),
             ("not_found", 404),
             ("session_busy", 409),
+            ("request_in_flight", 409),
             ("idempotency_mismatch", 422),
             ("rate_limited", 429),
             ("anything else", 500),

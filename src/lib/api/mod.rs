@@ -8,19 +8,30 @@
 //! answer carries its trace id.
 
 mod admin_budget;
+mod admin_cache;
 mod admin_dlq;
 mod admin_keys;
+mod admin_tenants;
 mod audit;
+mod audit_head;
+mod auth_failures;
 mod body;
 mod caller;
+mod client_ip;
+mod connection;
+mod cors;
 mod docs;
+mod edges;
 mod exit;
 mod finished;
 mod follow;
 mod limits;
+mod malformed;
 mod observe;
+mod once;
 mod openapi;
 mod params;
+mod policy_body;
 mod probes;
 mod problem;
 mod request_headers;
@@ -41,13 +52,16 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod time;
+mod tls;
 mod tools;
 mod validate;
 mod wait;
 
-pub use router::router;
+pub use client_ip::ClientIp;
+pub use router::{RouteAccess, access, router};
 pub use server::serve;
 pub use state::{ApiParts, ApiState};
+pub use tls::{Tls, TlsError};
 
 /// The `OpenAPI` document of the API, JSON text.
 pub fn openapi() -> &'static str {

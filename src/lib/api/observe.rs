@@ -5,24 +5,28 @@ use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use serde_json::json;
 use tracing::Instrument;
 
+use super::audit::{self, Unanswered};
+use super::client_ip::ClientIp;
 use super::scope::{Facts, Peer, Scope};
 use super::state::ApiState;
-use super::{limits, problem};
+use super::{edges, limits, problem};
+use crate::config::Settings;
 use crate::error::{ApiError, ErrorCode};
 use crate::runtime::clock;
 use crate::telemetry::TraceContext;
 
-const MAX_URI_BYTES: usize = 8192;
-const MAX_HEADERS: usize = 64;
+/// The rule that limits requests without a valid key.
+const UNAUTHENTICATED: &str = "unauthenticated_address";
 
 /// Wraps every request.
 pub(super) async fn observe(
@@ -30,7 +34,10 @@ pub(super) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let facts = facts(&request);
+    let facts = facts(&request, state.settings());
+    if let Some(client_ip) = facts.client_ip {
+        request.extensions_mut().insert(client_ip);
+    }
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
@@ -48,12 +55,19 @@ pub(super) async fn observe(
         (permit, overloaded)
     };
     let scope = Scope::new(facts, permit);
+    let unanswered = Unanswered {
+        state: state.clone(),
+        scope: scope.clone(),
+    };
 
     let handled = async {
         if overloaded {
             return overload().into_response();
         }
-        if let Err(error) = check_edges(&request) {
+        if let Err(error) = audit::reserve(&state, &scope) {
+            return error.into_response();
+        }
+        if let Err(error) = edges::check(&request, state.settings()) {
             return error.into_response();
         }
         request.extensions_mut().insert(scope.clone());
@@ -65,10 +79,17 @@ pub(super) async fn observe(
     };
     let response = handled.instrument(span.clone()).await;
     let _entered = span.enter();
-    finish(&state, response, &scope)
+    let response = finish(&state, response, &scope);
+    drop(unanswered);
+    response
 }
 
-fn facts(request: &Request) -> Facts {
+fn facts(request: &Request, settings: &Settings) -> Facts {
+    let peer = request.extensions().get::<Peer>();
+    let client_ip = peer.map(|peer| {
+        let (trusted, header) = (&settings.trusted_proxies, settings.forwarded_header);
+        ClientIp::of(peer.0, request.headers(), trusted, header)
+    });
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -79,7 +100,7 @@ fn facts(request: &Request) -> Facts {
         method: method_name(request.method()),
         route,
         query: request.uri().query().unwrap_or_default().to_owned(),
-        peer: request.extensions().get::<Peer>().map(|peer| peer.0),
+        client_ip,
         began: Instant::now(),
         began_ms: clock::now_ms(),
     }
@@ -123,28 +144,15 @@ fn overload() -> ApiError {
     }
 }
 
-fn check_edges(request: &Request) -> Result<(), ApiError> {
-    let uri = request.uri();
-    let length = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
-    if length > MAX_URI_BYTES {
-        return Err(ApiError::new(ErrorCode::UriTooLong));
-    }
-    if request.headers().len() > MAX_HEADERS {
-        return Err(ApiError::new(ErrorCode::HeadersTooLarge));
-    }
-    // RFC 9112, section 3.2: exactly one, but for HTTP/1.0, which has none.
-    let hosts = request.headers().get_all(HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
-        return Err(ApiError::header("Host", "exactly one is required"));
-    }
-    Ok(())
-}
-
-fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
+/// Completes an answer: its error, its headers, its log line and its metrics.
+pub(super) fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
     let facts = scope.facts();
     let trace_id = facts.trace.trace_id();
+    limit_failures(state, &mut response, scope);
     let code = problem::render(&mut response, &trace_id, &state.exit);
-    let notes = scope.notes();
+    audit::answered(state, scope, response.status().as_u16(), code);
+    let mut notes = scope.notes();
+    notes.answered = true;
     let headers = response.headers_mut();
     limits::write(&notes.limits, headers);
     let default = |headers: &mut HeaderMap, name: HeaderName, text: &'static str| {
@@ -156,11 +164,16 @@ fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
     default(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
     default(headers, REFERRER_POLICY, "no-referrer");
     default(headers, X_FRAME_OPTIONS, "DENY");
+    let policy = HeaderName::from_static("cross-origin-resource-policy");
+    default(headers, policy, "same-origin");
     default(
         headers,
         CONTENT_SECURITY_POLICY,
         "default-src 'none'; frame-ancestors 'none'",
     );
+    if state.settings().tls_cert.is_some() {
+        default(headers, STRICT_TRANSPORT_SECURITY, "max-age=31536000");
+    }
     if let Ok(value) = HeaderValue::try_from(&trace_id) {
         headers.insert("x-trace-id", value);
     }
@@ -173,7 +186,9 @@ fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
         ("status", status.to_string()),
     ];
     metrics::counter!("agenthub_requests_total", &labels).increment(1);
-    metrics::histogram!("agenthub_latency_ms", "route" => facts.route.clone())
+    // How long a request waited for its run, as it asked for, says nothing of this process.
+    let waited = if notes.waited { "true" } else { "false" };
+    metrics::histogram!("agenthub_latency_ms", "route" => facts.route.clone(), "waited" => waited)
         .record(elapsed.as_secs_f64() * 1000.0);
     if !is_probe(&facts.route) {
         tracing::info!(
@@ -194,4 +209,24 @@ fn finish(state: &ApiState, mut response: Response, scope: &Scope) -> Response {
     }
     drop(notes);
     response
+}
+
+/// Tells an address that has sent too much without a valid key to wait.
+fn limit_failures(state: &ApiState, response: &mut Response, scope: &Scope) {
+    let error = response.extensions().get::<ApiError>();
+    let failed = error.is_some_and(|error| error.code == ErrorCode::Unauthenticated);
+    let (true, Some(client)) = (failed, scope.facts().client_ip) else {
+        return;
+    };
+    if let Err(wait) = state.auth_failures.count(client, Instant::now()) {
+        metrics::counter!("agenthub_rate_limited_total", "rule" => UNAUTHENTICATED).increment(1);
+        scope.notes().rule = Some(UNAUTHENTICATED.to_owned());
+        let wait = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        response.extensions_mut().insert(ApiError {
+            retry_after_ms: Some(wait),
+            ..ApiError::new(ErrorCode::RateLimited)
+                .detail("too many requests without a valid key came from this address")
+                .details(json!({ "rule": UNAUTHENTICATED, "retry_after_ms": wait }))
+        });
+    }
 }

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_dlq, admin_keys, docs, probes, problem, retry, runs, sessions, stream,
-    submit, tools,
+    admin_budget, admin_cache, admin_dlq, admin_keys, admin_tenants, audit_head, docs, probes,
+    problem, retry, runs, sessions, stream, submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -29,6 +29,9 @@ use crate::error::ErrorCode;
         stream::follow,
         tools::list,
         admin_keys::create, admin_keys::list, admin_keys::read, admin_keys::rotate, admin_keys::revoke,
+        admin_tenants::set_limits, admin_tenants::read_limits,
+        admin_cache::drop_kept,
+        audit_head::read,
         admin_budget::set, admin_budget::read, admin_budget::usage,
         admin_dlq::list, admin_dlq::groups, admin_dlq::read, admin_dlq::redrive,
         probes::healthz, probes::readyz, probes::metrics,
@@ -40,7 +43,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys, budgets, dead letters. Needs the role `admin`."),
+        (name = "admin", description = "API keys, limits, budgets, dead letters, kept results of tools, audit. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),
@@ -67,10 +70,31 @@ fn build() -> Value {
             let operations = item.as_object_mut().into_iter().flatten();
             for (method, operation) in operations {
                 complete(method, path, operation);
+                refine(operation);
             }
         }
     }
     document
+}
+
+/// Forms of parameters, which are the same wherever they occur.
+const FORMS: &[(&str, &str)] = &[
+    ("tenant", "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    ("Idempotency-Key", "^[!-~]{1,255}$"),
+    ("Last-Event-ID", "^[0-9]{1,18}-[0-9]{1,18}$"),
+    ("after", "^[0-9]{1,18}-[0-9]{1,18}$"),
+];
+
+/// Says the form of the parameters that have one.
+fn refine(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters");
+    let parameters = parameters.and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        let form = FORMS.iter().find(|(name, _)| parameter["name"] == *name);
+        if let Some((_, pattern)) = form {
+            parameter["schema"]["pattern"] = json!(pattern);
+        }
+    }
 }
 
 fn headers() -> Value {
@@ -142,10 +166,19 @@ fn error_response(codes: &[ErrorCode]) -> Value {
     json!({ "description": descriptions.join(" "), "content": content })
 }
 
+/// Routes whose `POST` starts a run.
+const STARTS: [&str; 4] = [
+    "/v1/plan",
+    "/v1/execute",
+    "/v1/runs",
+    "/v1/runs/{run_id}/retry",
+];
+
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
     let mut codes = vec![
+        E::MalformedRequest,
         E::InvalidHeader,
         E::UriTooLong,
         E::HeadersTooLarge,
@@ -176,18 +209,17 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
     }
+    if method == "post" {
+        codes.push(E::IdempotencyMismatch);
+    }
     if submits {
-        codes.extend([E::SessionBusy, E::IdempotencyMismatch, E::BudgetExhausted]);
+        codes.extend([E::SessionBusy, E::BudgetExhausted]);
+    } else if method == "post" {
+        codes.push(E::RequestInFlight);
     }
     match path {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
@@ -274,6 +306,8 @@ mod tests {
             "CancelRequest",
             "NewKeyRequest",
             "RotateRequest",
+            "TenantLimits",
+            "LimitBody",
             "BudgetRequest",
             "RetryRequest",
             "ResolveRequest",

@@ -53,8 +53,6 @@ pub(super) async fn readyz(State(state): State<ApiState>) -> Response {
 #[utoipa::path(get, path = "/metrics", tag = "operations", security(()),
     responses((status = 200, description = "The metrics.", content_type = "text/plain", body = String)))]
 pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
-    let metrics = &state.parts.metrics;
-    metrics.run_upkeep();
     let content_type = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, metrics.render()).into_response()
+    (content_type, (state.parts.metrics)()).into_response()
 }

@@ -108,6 +108,7 @@ impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         match error {
             KeyError::Unknown => Self::new(ErrorCode::NotFound),
+            KeyError::Reserved => Self::field("/tenant", "can have no keys"),
             KeyError::Kafka(error) => error.into(),
             KeyError::Redis(error) => error.into(),
             KeyError::Record(error) => internal(&error),

@@ -34,7 +34,8 @@ impl FromRequestParts<ApiState> for Submitting {
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, ApiError> {
+/// The client's name for the request.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, ApiError> {
     let mut given = headers.get_all("idempotency-key").iter();
     let Some(first) = given.next() else {
         return Ok(None);

@@ -3,7 +3,7 @@
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::response::{Json, Response};
+use axum::response::{IntoResponse, Json, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
+use super::once::{Begun, Once};
 use super::params::{Params, PathId};
 use super::problem::internal;
 use super::request_headers::Submitting;
@@ -23,7 +24,7 @@ use crate::governance::{self, Permission};
 use crate::ids::RunId;
 use crate::messages::{OnConflict, RunKind, RunSpec};
 use crate::privacy::Sealed;
-use crate::runs::{Resolve, Resolved, RunStatus, RunView, StepEntry, StepStatus};
+use crate::runs::{Gate, Resolve, Resolved, RunStatus, RunView, StepEntry, StepStatus};
 use crate::runtime::clock;
 
 /// What a retry changes.
@@ -88,8 +89,9 @@ pub(super) async fn retry(
     how: Submitting,
     id: PathId<RunId>,
     _: Params,
-    OptionalBody(request): OptionalBody<RetryRequest>,
+    OptionalBody(body): OptionalBody<RetryRequest>,
 ) -> Result<Response, ApiError> {
+    let request = body.value;
     if let Some(seconds) = request.timeout_s {
         let most = state.settings().max_run_timeout_s;
         validate::range("/timeout_s", seconds, 1, most)?;
@@ -113,13 +115,16 @@ pub(super) async fn retry(
         spec.deadline_ms = spec.created_ms.saturating_add(seconds.saturating_mul(1000));
     }
     spec.max_cost_micro_usd = max_cost.or(spec.max_cost_micro_usd);
-    start(&state, &caller, &how, &spec, plan.as_ref(), &fingerprint).await
+    // Tools that the key does not allow any more are refused when they would be called.
+    let plan = (plan.as_ref(), Vec::new());
+    start(&state, &caller, &how, &spec, plan, &fingerprint).await
 }
 
 /// Say what became of a step whose outcome is unknown.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/steps/{step_id}/resolve", tag = "runs",
     params(("run_id" = String, Path, description = "The run."),
-        ("step_id" = String, Path, description = "The step.")),
+        ("step_id" = String, Path, description = "The step."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     request_body = ResolveRequest,
     responses((status = 200, description = "It is in the run's journal; a retry builds on it.", body = ResolvedBody)))]
 pub(super) async fn resolve(
@@ -127,30 +132,59 @@ pub(super) async fn resolve(
     caller: Caller,
     path: Result<Path<(String, String)>, PathRejection>,
     _: Params,
+    once: Once,
     body: JsonBody<ResolveRequest>,
-) -> Result<Json<ResolvedBody>, ApiError> {
-    let ResolveRequest { outcome, output } = body.value;
-    if outcome == Resolution::Failed && output.is_some() {
+) -> Result<Response, ApiError> {
+    if body.value.outcome == Resolution::Failed && body.value.output.is_some() {
         return Err(ApiError::field("/output", "only with succeeded"));
     }
     state.require_kafka()?;
-    let Ok(Path((run, step))) = path else {
+    let Ok(Path(path)) = path else {
         return Err(caller.not_found(&state, Permission::Runs).await);
     };
-    let (run, view) = read(&state, &caller, PathId(run.parse().ok())).await?;
+    if !once.is_named() {
+        // The gate is in the script that resolves.
+        let gate = caller.gate(&state, Permission::Runs);
+        return settle(&state, &caller, gate, path, body.value).await;
+    }
+    let begun = once.begin(
+        &state,
+        &caller,
+        Permission::Runs,
+        Some(&body),
+        String::new(),
+    );
+    match begun.await? {
+        Begun::Replay(response) => Ok(response),
+        Begun::Turn(turn) => {
+            let look = caller.look(&state, Permission::Runs);
+            let outcome = settle(&state, &caller, look, path, body.value).await;
+            turn.end(&state, &caller, outcome).await
+        }
+    }
+}
+
+async fn settle(
+    state: &ApiState,
+    caller: &Caller,
+    gate: Gate,
+    (run, step): (String, String),
+    ResolveRequest { outcome, output }: ResolveRequest,
+) -> Result<Response, ApiError> {
+    let (run, view) = read(state, caller, PathId(run.parse().ok())).await?;
     let was = view.fields.text(&format!("s:{step}"));
     let entry = was.and_then(|text| serde_json::from_str::<StepEntry>(text).ok());
     let (Some(was), Some(mut entry)) = (was, entry) else {
-        return Err(caller.not_found(&state, Permission::Runs).await);
+        return Err(caller.not_found(state, Permission::Runs).await);
     };
     if entry.status != StepStatus::OutcomeUnknown {
         let error = ApiError::new(ErrorCode::OutcomeKnown);
-        return Err(caller.counted(&state, Permission::Runs, error).await);
+        return Err(caller.counted(state, Permission::Runs, error).await);
     }
     let spec = view
         .spec()
         .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
-    let key = sessions::data_key(&state, &caller, Permission::Runs, &spec.session_id).await?;
+    let key = sessions::data_key(state, caller, Permission::Runs, &spec.session_id).await?;
     let status = match outcome {
         Resolution::Succeeded => {
             let output = output.unwrap_or(Value::Null).to_string();
@@ -167,9 +201,16 @@ pub(super) async fn resolve(
     };
     let entry = serde_json::to_string(&entry).map_err(|error| internal(&error))?;
     let audit_id = format!("{run}/resolve/{}", Uuid::now_v7().simple());
-    let audit = audit::allowed(&caller, &audit_id, 200, Some(&spec.session_id), Some(&run))?;
+    let audit = audit::allowed(
+        state,
+        caller,
+        &audit_id,
+        Some(200),
+        Some(&spec.session_id),
+        Some(&run),
+    )?;
     let resolve = Resolve {
-        gate: caller.gate(&state, Permission::Runs),
+        gate,
         tenant: caller.tenant(),
         run: &run,
         step: &step,
@@ -182,16 +223,18 @@ pub(super) async fn resolve(
         Resolved::Refused(refusal) => return Err(caller.refused(refusal)),
         Resolved::Done { limits, outbox } => {
             caller.note_limits(limits);
+            caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(caller.tenant(), &outbox).await {
                 tracing::warn!(%error, "the outbox of a resolved run is left to the sweeper");
             }
         }
     }
-    Ok(Json(ResolvedBody {
+    let body = ResolvedBody {
         run_id: run,
         step_id: step,
         status,
-    }))
+    };
+    Ok(Json(body).into_response())
 }
 
 /// The run as it is; the request is counted when it is acted upon.

@@ -13,14 +13,17 @@ use uuid::Uuid;
 use super::audit;
 use super::body::OptionalBody;
 use super::caller::Caller;
+use super::once::{Begun, Once};
 use super::params::{Params, PathId};
 use super::run_body::{Links, RunBody, RunSummary};
 use super::run_view;
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
-use crate::ids::{RunId, SessionId};
-use crate::runs::{Cancel, CancelMode, Listing, RunStatus, RunView};
+use crate::ids::{RunId, SessionId, TenantId};
+use crate::messages::RunKind;
+use crate::runs::{Cancel, CancelMode, Gate, Listing, RunStatus, RunView};
+use crate::telemetry::labels;
 
 /// Pages of the ledger that one request for a filtered list looks through.
 const MAX_PAGES: usize = 10;
@@ -169,7 +172,8 @@ pub(super) async fn read(
 
 /// Cancel a run.
 #[utoipa::path(post, path = "/v1/runs/{run_id}/cancel", tag = "runs",
-    params(("run_id" = String, Path, description = "The run.")),
+    params(("run_id" = String, Path, description = "The run."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat is answered as the first was.")),
     request_body(content = Option<CancelRequest>, description = "May be left out."),
     responses((status = 200, description = "The run is cancelled.", body = Cancelled),
         (status = 202, description = "The run's worker will hear of it, within two seconds as a rule.", body = Cancelled)))]
@@ -178,17 +182,46 @@ pub(super) async fn cancel(
     caller: Caller,
     id: PathId<RunId>,
     _: Params,
-    OptionalBody(request): OptionalBody<CancelRequest>,
+    once: Once,
+    OptionalBody(body): OptionalBody<CancelRequest>,
 ) -> Result<Response, ApiError> {
     let run = known(&state, &caller, id).await?;
     state.require_kafka()?;
+    if !once.is_named() {
+        // The gate is in the script that cancels.
+        let gate = caller.gate(&state, Permission::Runs);
+        return carry_out(&state, &caller, gate, run, body.value.mode).await;
+    }
+    let begun = once.begin(
+        &state,
+        &caller,
+        Permission::Runs,
+        Some(&body),
+        run.to_string(),
+    );
+    match begun.await? {
+        Begun::Replay(response) => Ok(response),
+        Begun::Turn(turn) => {
+            let look = caller.look(&state, Permission::Runs);
+            let outcome = carry_out(&state, &caller, look, run, body.value.mode).await;
+            turn.end(&state, &caller, outcome).await
+        }
+    }
+}
+
+async fn carry_out(
+    state: &ApiState,
+    caller: &Caller,
+    gate: Gate,
+    run: RunId,
+    mode: CancelMode,
+) -> Result<Response, ApiError> {
     let tenant = caller.tenant();
     let audit_id = format!("{run}/cancel/{}", Uuid::now_v7().simple());
-    let audit = audit::allowed(&caller, &audit_id, 202, None, Some(&run))?;
-    let gate = caller.gate(&state, Permission::Runs);
+    let audit = audit::allowed(state, caller, &audit_id, None, None, Some(&run))?;
     let outcome = state
         .runs()
-        .cancel(tenant, gate, &run, request.mode, (&audit_id, &audit))
+        .cancel(tenant, gate, &run, mode, (&audit_id, &audit))
         .await?;
     let status = match outcome {
         Cancel::Refused(refusal) => return Err(caller.refused(refusal)),
@@ -204,8 +237,13 @@ pub(super) async fn cancel(
             limits,
             status,
             outbox,
+            ended,
         } => {
             caller.note_limits(limits);
+            caller.scope.notes().recorded = true; // in the run's outbox
+            if let Some(kind) = ended {
+                tell_end(tenant, &run, kind);
+            }
             if let Err(error) = state.deliver(tenant, &outbox).await {
                 // The ledger has decided; the sweeper produces what Kafka did not take.
                 tracing::warn!(%error, "the outbox of a cancelled run is left to the sweeper");
@@ -224,6 +262,15 @@ pub(super) async fn cancel(
         links,
     };
     Ok((code, Json(body)).into_response())
+}
+
+/// The one line of a run's end in the log, and its metrics: no worker had it.
+fn tell_end(tenant: &TenantId, run: &RunId, kind: RunKind) {
+    let (kind, outcome) = (kind.as_str(), RunStatus::Cancelled.as_str());
+    metrics::counter!("agenthub_runs_total",
+        "tenant" => labels::tenant(tenant.as_str()), "kind" => kind, "outcome" => outcome)
+    .increment(1);
+    tracing::info!(%tenant, run_id = %run, kind, outcome, "run ended");
 }
 
 async fn known(state: &ApiState, caller: &Caller, id: PathId<RunId>) -> Result<RunId, ApiError> {

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::client_ip::ClientIp;
+use crate::governance::Place;
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::runs::LimitRow;
 use crate::telemetry::TraceContext;
@@ -22,7 +24,8 @@ pub(super) struct Facts {
     /// The route's template; `unmatched` when no route has the path.
     pub(super) route: String,
     pub(super) query: String,
-    pub(super) peer: Option<IpAddr>,
+    /// The client's address; `None` when the request came over no connection.
+    pub(super) client_ip: Option<ClientIp>,
     pub(super) began: Instant,
     pub(super) began_ms: u64,
 }
@@ -32,10 +35,24 @@ pub(super) struct Facts {
 pub(super) struct Notes {
     pub(super) tenant: Option<TenantId>,
     pub(super) key_id: Option<KeyId>,
+    /// The role of the key, once the gate has looked it up.
+    pub(super) role: Option<String>,
     pub(super) session: Option<SessionId>,
     pub(super) run: Option<RunId>,
     pub(super) rule: Option<String>,
+    /// What an admin's request changes or reads.
+    pub(super) target: Option<String>,
+    /// Keyed hash of the body.
+    pub(super) input_hash: Option<String>,
+    /// The place of the request's audit record.
+    pub(super) place: Option<Place>,
+    /// Whether the request has its audit record, in an outbox or in the trail.
+    pub(super) recorded: bool,
+    /// Whether the request was answered.
+    pub(super) answered: bool,
     pub(super) limits: Vec<LimitRow>,
+    /// Whether it was held until its run ended.
+    pub(super) waited: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -62,16 +79,23 @@ impl Scope {
 
     /// Gives the request's place among those handled at once to another: from here on it only waits.
     pub(super) fn only_waits(&self) {
-        self.notes().permit = None;
+        let mut notes = self.notes();
+        notes.permit = None;
+        notes.waited = true;
     }
 
     pub(super) fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.facts().began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The client's address; `None` when the request came over no connection.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.facts().client_ip.map(|ClientIp(address)| address)
+    }
+
     /// The network of the client's address: /24 of an IPv4, /48 of an IPv6 address.
     pub(super) fn network(&self) -> Option<String> {
-        let address = self.facts().peer?.to_canonical();
+        let address = self.address()?;
         let bits = if address.is_ipv4() { 24 } else { 48 };
         let network = ipnet::IpNet::new(address, bits).ok()?;
         Some(network.trunc().to_string())
@@ -86,7 +110,7 @@ pub(super) fn sample() -> Scope {
             method: "POST",
             route: "/v1/runs".to_owned(),
             query: String::new(),
-            peer: Some([192, 0, 2, 7].into()),
+            client_ip: Some(ClientIp([192, 0, 2, 7].into())),
             began: Instant::now(),
             began_ms: 1_700_000_000_000,
         },

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::body::JsonBody;
 use super::caller::Caller;
+use super::once::{self, Begun, Once, Turn};
 use super::params::{Params, PathId};
 use super::problem::internal;
 use super::session_view::{self, SessionBody};
@@ -45,7 +46,7 @@ pub(super) struct NewSession {
     ttl_s: Option<u64>,
     /// Whom it is about, at most 256 characters.
     #[serde(default)]
-    #[schema(max_length = 256)]
+    #[schema(min_length = 1, max_length = 256)]
     subject: Option<String>,
     /// The most that its runs may cost together, in US dollars; counted in millionths.
     #[serde(default)]
@@ -80,15 +81,17 @@ pub(super) struct SessionPage {
 
 /// Create a session.
 #[utoipa::path(post, path = "/v1/sessions", tag = "sessions", request_body = NewSession,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The client's name for the request: a repeat makes nothing twice.")),
     responses((status = 201, description = "Created.", body = SessionCreated,
-        headers(("Location" = String, description = "The session.")))))]
+        headers(("Location" = String, description = "The session."), ("Idempotency-Replayed" = String, description = "`true` for the repeat of a request.")))))]
 pub(super) async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     _: Params,
+    once: Once,
     body: JsonBody<NewSession>,
 ) -> Result<Response, ApiError> {
-    let new = body.value;
+    let new = &body.value;
     let ttl_s = new.ttl_s.unwrap_or(state.settings().session_ttl_s);
     if !(1..=MAX_TTL_S).contains(&ttl_s) {
         let problem = format!("expected 1 to {MAX_TTL_S} seconds");
@@ -98,11 +101,32 @@ pub(super) async fn create(
     validate::labels(&new.metadata)?;
     let budget = validate::micro_usd("/max_cost_usd", new.max_cost_usd)?;
     state.require_kafka()?;
-    caller.pass(&state, Permission::Sessions).await?;
+    let subject = SessionId::generate().to_string();
+    let begun = once.begin(&state, &caller, Permission::Sessions, Some(&body), subject);
+    match begun.await? {
+        Begun::Replay(response) => Ok(response),
+        Begun::Turn(turn) => {
+            let outcome = make(&state, &caller, body.value, (ttl_s, budget), &turn).await;
+            turn.end(&state, &caller, outcome).await
+        }
+    }
+}
 
+async fn make(
+    state: &ApiState,
+    caller: &Caller,
+    new: NewSession,
+    (ttl_s, budget): (u64, Option<u64>),
+    turn: &Turn,
+) -> Result<Response, ApiError> {
     let tenant = caller.tenant();
-    let session = SessionId::generate();
+    let session: SessionId = turn.subject.parse().map_err(|error| internal(&error))?;
     caller.scope.notes().session = Some(session.clone());
+    if turn.repeated
+        && let Some(made) = made_before(state, caller, &session).await?
+    {
+        return Ok(made);
+    }
     let (key, wrapped) = state.parts.data_keys.generate(tenant, &session);
     let labels = serde_json::to_vec(&new.metadata).map_err(|e| internal(&e))?;
     let record = SessionRecord {
@@ -127,22 +151,47 @@ pub(super) async fn create(
         ttl_ms: record.ttl_ms,
         key_id: &caller.key.key_id,
         generation: FIRST_GENERATION,
+        claim: turn.fence.clone(),
     };
     let value = StateRecord {
         v: SCHEMA_VERSION,
         state: Recorded::Session(record.clone()),
     };
     let value = serde_json::to_vec(&value).map_err(|e| internal(&e))?;
-    record_state(&state, &caller, &session, "created", value.into()).await?;
-    let (created, expires) = state.runs().create_session(tenant, &creation).await?;
+    record_state(state, caller, &session, "created", value.into()).await?;
+    let created = state.runs().create_session(tenant, &creation).await?;
+    let (created, expires) = created.ok_or_else(once::in_flight)?;
+    Ok(created_answer(session, created, expires))
+}
 
+/// The answer of an earlier attempt that got as far as the session and no further.
+async fn made_before(
+    state: &ApiState,
+    caller: &Caller,
+    session: &SessionId,
+) -> Result<Option<Response>, ApiError> {
+    let look = caller.look(state, Permission::Sessions);
+    let read = state.runs().session(caller.tenant(), look, session).await?;
+    match caller.found(read) {
+        Ok((view, _)) => {
+            let number = |name| view.fields.number(name);
+            let (created, ttl) = (number("created"), number("ttl_ms"));
+            let answer = created_answer(session.clone(), created, created.saturating_add(ttl));
+            Ok(Some(answer))
+        }
+        Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn created_answer(session: SessionId, created: u64, expires: u64) -> Response {
     let location = format!("/v1/sessions/{session}");
     let body = SessionCreated {
         session_id: session,
         created_at: rfc3339(created),
         expires_at: rfc3339(expires),
     };
-    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(body)).into_response())
+    (StatusCode::CREATED, [(LOCATION, location)], Json(body)).into_response()
 }
 
 /// List sessions, the newest first.

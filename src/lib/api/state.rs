@@ -3,21 +3,22 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::auth_failures::AuthFailures;
 use super::exit::Exit;
 use crate::config::Settings;
 use crate::error::ApiError;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::TenantId;
 use crate::kafka::{OutboxProducer, ProduceError};
 use crate::pricing::Prices;
 use crate::privacy::KeyCache;
 use crate::privacy::mask::Masker;
 use crate::runs::{OutboxEntry, Runs};
-use crate::runtime::{Health, Supervisor};
+use crate::runtime::{Exposition, Health, Supervisor};
+use crate::store::Redis;
 use crate::stream::Streams;
 
 /// Requests that one process handles at once; streams and waiting requests are not counted.
@@ -30,12 +31,18 @@ const MAX_WAITS: usize = 4096;
 pub struct ApiParts {
     /// The configuration.
     pub settings: Settings,
+    /// What is not a run: circuit breakers, kept results.
+    pub redis: Redis,
     /// The ledger of runs.
     pub runs: Runs,
     /// Keys, roles and limits.
     pub governance: Governance,
     /// The life of API keys.
     pub keys: Keys,
+    /// Records requests.
+    pub trail: AuditTrail,
+    /// What is kept of tenants.
+    pub tenants: Tenants,
     /// Tenants' budgets.
     pub budgets: Budgets,
     /// Prices of models.
@@ -51,7 +58,7 @@ pub struct ApiParts {
     /// How the dependencies are.
     pub health: Health,
     /// Renders the metrics.
-    pub metrics: PrometheusHandle,
+    pub metrics: Exposition,
     /// Runs the connections' tasks.
     pub supervisor: Supervisor,
     /// Cancelled when no new work is to be taken in: streams then ask to reconnect.
@@ -68,6 +75,7 @@ pub struct Shared {
     pub(super) exit: Exit,
     pub(super) requests: Arc<Semaphore>,
     pub(super) waits: Arc<Semaphore>,
+    pub(super) auth_failures: AuthFailures,
 }
 
 impl std::fmt::Debug for ApiState {
@@ -91,6 +99,7 @@ impl ApiState {
             exit: Exit::new(parts.masker.clone()),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
+            auth_failures: AuthFailures::new(parts.settings.unauthenticated_limit),
             parts,
         }))
     }

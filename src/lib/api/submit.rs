@@ -21,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{IdempotencyKey, Permission};
 use crate::ids::{RunId, SessionId};
-use crate::messages::{CommandKind, OnConflict, RunKind, RunSpec};
+use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, Gate, Redrive, RunStatus};
@@ -111,26 +111,37 @@ async fn submit(
     caller.scope.notes().session = Some(session.clone());
     let key = sessions::data_key(state, caller, Permission::Runs, &session).await?;
     let plan = sealed_plan(state, caller, &submission, &session, &key).await?;
+    let tools = plan.iter().flat_map(|(_, plan)| &plan.steps);
+    let tools = tools.map(|step| step.tool.clone()).collect();
+    let plan = plan.map(|(sealed, _)| sealed);
     let spec = specify(caller, submission, session, &key);
-    start(state, caller, how, &spec, plan.as_ref(), fingerprint).await
+    start(
+        state,
+        caller,
+        how,
+        &spec,
+        (plan.as_ref(), tools),
+        fingerprint,
+    )
+    .await
 }
 
-/// Starts the run, and waits for its end as far as the client wants to.
+/// Starts the run, and waits for its end as far as the client wants to. A plan that is given comes with
+/// the tools that its key must allow.
 pub(super) async fn start(
     state: &ApiState,
     caller: &Caller,
     how: &Submitting,
     spec: &RunSpec,
-    plan: Option<&Sealed>,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
     let asked = Asked {
         claim: how.idempotency.as_ref(),
         fingerprint,
-        permission: Permission::Runs,
         redrive: None,
     };
-    let (run, replayed) = admit(state, caller, &asked, spec, plan).await?;
+    let (run, replayed) = admit(state, caller, &asked, spec, (plan, tools)).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -183,19 +194,19 @@ fn accepted(session_id: SessionId, run_id: RunId) -> Response {
     (StatusCode::ACCEPTED, [(LOCATION, location)], Json(body)).into_response()
 }
 
-/// The plan of an `execute` run.
+/// The plan of an `execute` run, sealed and open.
 async fn sealed_plan(
     state: &ApiState,
     caller: &Caller,
     submission: &Submission,
     session: &SessionId,
     key: &DataKey,
-) -> Result<Option<Sealed>, ApiError> {
+) -> Result<Option<(Sealed, Plan)>, ApiError> {
     let id = match &submission.plan {
         PlanSource::Planner => return Ok(None),
         PlanSource::Given(plan) => {
             let json = serde_json::to_vec(plan).map_err(|error| internal(&error))?;
-            return Ok(Some(key.seal(&json)));
+            return Ok(Some((key.seal(&json), plan.plan().clone())));
         }
         PlanSource::Run(id) => id,
     };
@@ -218,7 +229,7 @@ async fn sealed_plan(
     let json = key.open(&sealed)?;
     let plan: Plan = serde_json::from_slice(&json).map_err(|error| internal(&error))?;
     check_plan(&plan, submission.tools_allowed.as_deref(), state.settings())?;
-    Ok(Some(sealed))
+    Ok(Some((sealed, plan)))
 }
 
 fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &DataKey) -> RunSpec {
@@ -254,8 +265,6 @@ pub(super) struct Asked<'a> {
     pub(super) claim: Option<&'a IdempotencyKey>,
     /// A hash of what is asked for.
     pub(super) fingerprint: &'a str,
-    /// What the key needs.
-    pub(super) permission: Permission,
     /// The dead letter that is redriven; the request passed the gate already.
     pub(super) redrive: Option<Redrive<'a>>,
 }
@@ -263,13 +272,25 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     fn gate(&self, state: &ApiState, caller: &Caller, spec: &RunSpec) -> Gate {
         match &self.redrive {
-            None => caller.gate(state, self.permission),
+            None => caller.gate(state, Permission::Runs),
             Some(_) => Gate {
                 key_id: spec.key_id.clone(),
-                ..caller.look(state, self.permission)
+                ..caller.look(state, Permission::DeadLetters)
             },
         }
     }
+}
+
+/// The data key of a run's session, for a request that passed the gate of the operator's tenant.
+async fn passed_key(state: &ApiState, spec: &RunSpec) -> Result<DataKey, ApiError> {
+    let (tenant, session) = (&spec.tenant, &spec.session_id);
+    let keys = &state.parts.data_keys;
+    if let Some(key) = keys.get(tenant, session) {
+        return Ok(key);
+    }
+    let wrapped = state.runs().wrapped_key(tenant, session).await?;
+    let wrapped = wrapped.ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
+    Ok(keys.unwrap(&wrapped, tenant, session)?)
 }
 
 /// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
@@ -279,23 +300,57 @@ pub(super) async fn admit(
     caller: &Caller,
     asked: &Asked<'_>,
     spec: &RunSpec,
-    plan: Option<&Sealed>,
+    (plan, tools): (Option<&Sealed>, Vec<String>),
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
     let facts = caller.scope.facts();
     let claim = asked.claim;
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
-    let text = serde_json::to_string(spec).map_err(|error| internal(&error))?;
+    let queued_state = match &claim {
+        Some(claim) => {
+            let state_of = QueuedState {
+                claim: claim.clone(),
+                fingerprint: asked.fingerprint.to_owned(),
+            };
+            let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
+            let session = &spec.session_id;
+            let key = match &asked.redrive {
+                Some(redrive) if redrive.operator => passed_key(state, spec).await?,
+                _ => sessions::data_key(state, caller, Permission::Runs, session).await?,
+            };
+            Some(key.seal(&json))
+        }
+        None => None,
+    };
+    // What the key allows too is known to the script, which writes it into the specification.
+    let tools_allowed = spec.tools_allowed.clone();
+    let untold = RunSpec {
+        tools_allowed: None,
+        ..spec.clone()
+    };
+    let text = serde_json::to_string(&untold).map_err(|error| internal(&error))?;
+    let model = spec.model.as_ref().unwrap_or(&state.settings().model);
     let mut queued = json!({ "kind": spec.kind, "deadline_ms": spec.deadline_ms });
     if let Some(source) = &spec.retry_of {
         queued["retry_of"] = json!(source);
     }
     let queued = queued.to_string();
     let id = format!("{run}/audit");
-    let about = (Some(&spec.session_id), Some(run));
-    let audit = audit::allowed_in(&spec.tenant, caller, &id, 202, about)?;
+    let audit = audit::allowed(
+        state,
+        caller,
+        &id,
+        Some(202),
+        Some(&spec.session_id),
+        Some(run),
+    )?;
     let admit = Admit {
-        gate: asked.gate(state, caller, spec),
+        gate: Gate {
+            model: plan.is_none().then(|| model.clone()),
+            tools,
+            tools_allowed,
+            ..asked.gate(state, caller, spec)
+        },
         idempotency: claim.as_deref().map(|key| Claim {
             key,
             fingerprint: asked.fingerprint,
@@ -319,6 +374,7 @@ pub(super) async fn admit(
         traceparent: spec.traceparent.as_deref(),
         plan,
         queued: &queued,
+        queued_state,
         audit: &audit,
     };
     let admission = match &asked.redrive {
@@ -339,6 +395,8 @@ pub(super) async fn admit(
         }
         Admission::Admitted(admitted) => {
             caller.note_limits(admitted.limits);
+            caller.note_role(admitted.role);
+            caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
                 let named = asked.claim.is_some() || asked.redrive.is_some();
                 not_produced(state, spec, named, error.into()).await?;

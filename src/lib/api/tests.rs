@@ -25,7 +25,7 @@ use super::observe::observe;
 use super::{ApiParts, ApiState, router, serve};
 use crate::config::{Settings, Source};
 use crate::error::ErrorCode;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::ids::{RunId, SessionId};
 use crate::kafka::{KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
@@ -114,8 +114,11 @@ impl Api {
         let streams = Streams::start(&settings, runs.clone(), &supervisor, ending.clone()).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();
         let api = ApiState::new(ApiParts {
+            redis: redis.clone(),
             runs: runs.clone(),
             governance: Governance::new(signer.clone(), &settings),
+            trail: AuditTrail::start(producer.clone(), &settings, &supervisor, ending.clone()),
+            tenants: Tenants::new(redis.clone(), producer.clone()),
             keys: Keys::new(redis, producer.clone(), signer),
             budgets: Budgets::new(runs.clone(), producer.clone()),
             prices: Arc::new(Prices::builtin().unwrap()),
@@ -124,7 +127,10 @@ impl Api {
             outbox,
             streams,
             health: health.clone(),
-            metrics: recorder.handle(),
+            metrics: {
+                let handle = recorder.handle();
+                Arc::new(move || handle.render())
+            },
             supervisor,
             stopping: ending.clone(),
             settings,
@@ -268,6 +274,7 @@ async fn a_valid_key_reaches_the_ledger_and_its_absence_is_told_in_time() {
         "/v1/runs/%FF".to_owned(),
         format!("/v1/stream?run_id={run}"),
         "/v1/admin/api-keys".to_owned(),
+        "/v1/admin/audit/head".to_owned(),
     ] {
         let began = Instant::now();
         let answer = api.get(&path).await;
@@ -542,7 +549,7 @@ async fn the_server_keeps_connections_and_ends_when_told() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let served = serve(listener, api.state.clone(), shutdown.clone());
+    let served = serve(listener, api.state.clone(), None, shutdown.clone());
     let client = async {
         let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
         for _ in 0..2 {

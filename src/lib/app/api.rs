@@ -1,26 +1,24 @@
 //! The API.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::sync::oneshot;
 
 use super::base::Base;
-use crate::api::{ApiParts, ApiState};
+use crate::api::{ApiParts, ApiState, Tls};
 use crate::config::Settings;
-use crate::governance::{Budgets, Governance, Keys};
+use crate::governance::{AuditTrail, Budgets, Governance, Keys, Tenants};
 use crate::pricing::Prices;
 use crate::runtime::bind;
 use crate::stream::Streams;
 
-/// A client hears within two seconds that Redis is away, and a busy machine is not taken for that.
-const REDIS_TIMEOUT: Duration = Duration::from_millis(600);
-
 pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
-    let base = Base::start("agenthub-api", &settings, REDIS_TIMEOUT)?;
+    let redis_timeout = settings.redis_timeout_ms.duration();
+    let base = Base::start("agenthub-api", &settings, redis_timeout)?;
+    let tls = Tls::load(&settings)?;
     let listener = bind(settings.api_addr).await.map_err(|e| anyhow!(e))?;
-    tracing::info!(addr = %listener.local_addr()?, "API");
+    tracing::info!(addr = %listener.local_addr()?, tls = tls.is_some(), "API");
     let streams = Streams::start(
         &settings,
         base.runs.clone(),
@@ -29,6 +27,7 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
     )?;
     let state = ApiState::new(ApiParts {
         settings: (*settings).clone(),
+        redis: base.redis.clone(),
         runs: base.runs.clone(),
         governance: Governance::new(base.signer.clone(), &settings),
         keys: Keys::new(
@@ -36,6 +35,13 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             base.outbox.producer().clone(),
             base.signer.clone(),
         ),
+        trail: AuditTrail::start(
+            base.outbox.producer().clone(),
+            &settings,
+            &base.supervisor,
+            base.shutdown.end(),
+        ),
+        tenants: Tenants::new(base.redis.clone(), base.outbox.producer().clone()),
         budgets: Budgets::new(base.runs.clone(), base.outbox.producer().clone()),
         prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
         data_keys: base.keys.clone(),
@@ -47,11 +53,16 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
         supervisor: base.supervisor.clone(),
         stopping: base.shutdown.intake(),
     });
+    if let Some(tls) = &tls {
+        let (tls, stop) = (tls.clone(), base.shutdown.end());
+        let watch = move || tls.clone().watch(stop.clone());
+        base.supervisor.run("certificate", watch);
+    }
     let (ended, has_ended) = oneshot::channel();
     let intake = base.shutdown.intake();
     base.supervisor.run_once("server", async move {
         let _ = {
-            let _: () = crate::api::serve(listener, state, intake).await;
+            let _: () = crate::api::serve(listener, state, tls, intake).await;
             ended.send(())
         };
     });

@@ -6,15 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
 
-use crate::config::Settings;
+use crate::config::{Settings, Source};
 use crate::kafka::{BrokerHealth, KafkaSettings, OutboxProducer, Producer};
 use crate::messages::Signer;
 use crate::privacy::mask::{self, Masker};
 use crate::privacy::{KeyCache, KeyRing};
 use crate::runs::Runs;
-use crate::runtime::{Check, Health, Shutdown, Supervisor};
+use crate::runtime::{Check, Health, Shutdown, Supervisor, on_hangup};
 use crate::store::Redis;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{LogFilter, Telemetry};
 
 /// Sessions whose data keys a process keeps at hand.
 const CACHED_KEYS: usize = 10_000;
@@ -83,15 +83,22 @@ impl Base {
             supervisor,
         };
         base.watch_dependencies(BrokerHealth::new(producer));
+        base.reload_log_filter();
         tracing::info!(service, version = env!("CARGO_PKG_VERSION"), "started");
         Ok(base)
     }
 
     fn watch_dependencies(&self, broker: BrokerHealth) {
-        let redis = self.redis.clone();
+        let (redis, health) = (self.redis.clone(), self.health.clone());
         let check: Check = Arc::new(move || {
-            let redis = redis.clone();
-            Box::pin(async move { redis.check_durability().await.map_err(|e| e.to_string()) })
+            let (redis, health) = (redis.clone(), health.clone());
+            Box::pin(async move {
+                redis.check_durability().await.map_err(|e| e.to_string())?;
+                // Half a ledger takes nothing in. Workers go on: what is there may be acted on.
+                let rebuilt = redis.is_being_rebuilt().await;
+                health.close(rebuilt.map_err(|e| e.to_string())?);
+                Ok(())
+            })
         });
         self.watch("redis", check);
         let broker = Arc::new(broker);
@@ -106,6 +113,23 @@ impl Base {
         let (health, stop) = (self.health.clone(), self.shutdown.end());
         self.supervisor.run("dependency-watch", move || {
             health.clone().watch(name, check.clone(), stop.clone())
+        });
+    }
+
+    /// Reads `AGENTHUB_LOG` again on each SIGHUP. Whatever is wrong with it, the process goes on as before.
+    fn reload_log_filter(&self) {
+        let (filter, stop) = (self.telemetry.log_filter(), self.shutdown.end());
+        self.supervisor.run("log-filter", move || {
+            let (filter, stop) = (filter.clone(), stop.clone());
+            async move {
+                let told = on_hangup(&stop, || match reread(&filter) {
+                    Ok(changed) => tracing::info!(changed, "SIGHUP: log filter"),
+                    Err(error) => tracing::error!(error, "SIGHUP: the log filter stays"),
+                });
+                if let Err(error) = told.await {
+                    tracing::error!(%error, "SIGHUP is not heard");
+                }
+            }
         });
     }
 
@@ -141,6 +165,12 @@ impl Base {
         // Exporting blocks.
         let _ = tokio::task::spawn_blocking(move || telemetry.flush()).await;
     }
+}
+
+fn reread(filter: &LogFilter) -> Result<bool, String> {
+    let source = Source::from_process().map_err(|e| e.to_string())?;
+    let directives: String = source.setting("AGENTHUB_LOG").map_err(|e| e.to_string())?;
+    filter.set(&directives)
 }
 
 fn mask_patterns(settings: &Settings) -> anyhow::Result<Vec<String>> {

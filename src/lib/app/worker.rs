@@ -10,18 +10,22 @@ use super::consumer::{self, Reading};
 use crate::config::{Settings, StorageSettings};
 use crate::kafka::{Consumer, Handler};
 use crate::llm::LlmClient;
+use crate::llm::endpoints::{Endpoint, endpoints};
 use crate::llm::openai::OpenAiClient;
 use crate::messages::Topic;
 use crate::net::{AllowList, Limits, Policy, SafeClient};
 use crate::pricing::Prices;
 use crate::tools::ads::AdsMetricsMock;
+use crate::tools::catalogue;
 use crate::tools::http_fetch::{CONTENT_TYPES, HttpFetch};
 use crate::tools::registry::ToolRegistry;
 use crate::tools::retrieval::Retrieval;
 use crate::tools::retrieval::corpus::Corpus;
 use crate::tools::retrieval::storage::Storage;
 use crate::tools::summarize::Summarize;
-use crate::worker::{Execution, Leases, Planning, Sweeper, Work, Worker, WorkerContext};
+use crate::worker::{
+    Breakers, Execution, Leases, LlmRouter, Planning, Results, Sweeper, Work, Worker, WorkerContext,
+};
 
 /// A worker waits for Redis rather than failing a run.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,15 +71,26 @@ pub(super) async fn serve(
     let base = Base::start(role.service(), &settings, REDIS_TIMEOUT)?;
     consumer::serve_probes(&base, settings.probe_addr).await?;
 
-    let llm: Arc<dyn LlmClient> = Arc::new(OpenAiClient::from_settings(&settings)?);
+    check_cache_ttls(&settings)?;
+    let breakers = Arc::new(Breakers::new(
+        base.redis.clone(),
+        base.keys.clone(),
+        base.supervisor.clone(),
+        &settings,
+    ));
+    let prices = Arc::new(Prices::load(settings.prices_file.as_deref())?);
+    let llm = llm_router(&settings, &prices, breakers.clone())?;
     let work = match role {
         Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
         Role::Executor => {
-            let tools = tools(&settings, llm)?;
+            let tools = tools(&settings, Arc::new(llm))?;
+            let results = Results::new(base.redis.clone(), base.keys.clone(), &settings.cache_ttls);
             Work::Execute(Execution::new(
                 Arc::new(tools),
                 settings.clone(),
                 base.masker.clone(),
+                breakers,
+                Arc::new(results),
             ))
         }
     };
@@ -88,7 +103,7 @@ pub(super) async fn serve(
         signer: base.signer.clone(),
         keys: base.keys.clone(),
         masker: base.masker.clone(),
-        prices: Arc::new(Prices::load(settings.prices_file.as_deref())?),
+        prices,
         leases: leases.clone(),
         supervisor: base.supervisor.clone(),
         stopping: base.shutdown.intake(),
@@ -109,6 +124,7 @@ pub(super) async fn serve(
             base.runs.clone(),
             base.outbox.clone(),
             settings.sweep_interval_ms.duration(),
+            settings.outbox_retry_ms.duration(),
         );
         let stop = base.shutdown.intake();
         base.supervisor
@@ -133,6 +149,43 @@ pub(super) async fn serve(
     consumer.run(base, std::future::pending()).await
 }
 
+fn llm_router(
+    settings: &Settings,
+    prices: &Prices,
+    breakers: Arc<Breakers>,
+) -> anyhow::Result<LlmRouter> {
+    let timeout = settings.llm_timeout_ms.duration();
+    let mut clients: Vec<(Endpoint, Arc<dyn LlmClient>)> = Vec::new();
+    for endpoint in endpoints(settings)? {
+        if let Some(model) = &endpoint.model {
+            // No budget could be kept with it, so it would fail what it is to save.
+            let bound = prices.upper_bound_micro_usd(model, 0, 0, jiff::Timestamp::now());
+            anyhow::ensure!(
+                bound.is_some(),
+                "AGENTHUB_LLM_FALLBACK: the model {model:?} has no price"
+            );
+        }
+        let client = OpenAiClient::new(&endpoint.base_url, endpoint.api_key.clone(), timeout)
+            .with_context(|| format!("endpoint {}", endpoint.name))?;
+        clients.push((endpoint, Arc::new(client)));
+    }
+    Ok(LlmRouter::new(clients, breakers, timeout))
+}
+
+/// A misspelt tool is not ignored, and one that does not declare it keeps no results.
+fn check_cache_ttls(settings: &Settings) -> anyhow::Result<()> {
+    for ttl in &settings.cache_ttls {
+        let spec = catalogue::find(&ttl.tool);
+        let keeps = spec.is_some_and(|spec| spec.cache.is_some());
+        anyhow::ensure!(
+            keeps,
+            "AGENTHUB_CACHE_TTLS: {:?} is no tool whose results can be kept",
+            ttl.tool
+        );
+    }
+    Ok(())
+}
+
 fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolRegistry> {
     let corpus = Corpus::new(Storage::open(&StorageSettings::from(settings))?);
     let retrieval = Retrieval::open(
@@ -148,7 +201,11 @@ fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolReg
         max_bytes: settings.fetch_max_bytes.0,
         content_types: CONTENT_TYPES,
     };
-    let fetch = HttpFetch::new(SafeClient::new(policy, limits)?, settings.fetch_max_bytes.0);
+    let fetch = HttpFetch::new(
+        SafeClient::new(policy, limits)?,
+        settings.fetch_max_bytes.0,
+        settings.max_output_bytes.0,
+    );
     let mut tools = ToolRegistry::new();
     tools.register(Arc::new(AdsMetricsMock))?;
     tools.register(Arc::new(retrieval))?;

@@ -12,6 +12,7 @@ use super::output::{one_line, print};
 use crate::config::{ConfigError, REFERENCE, Setting, Settings, Source};
 use crate::messages::Signer;
 use crate::privacy::KeyRing;
+use crate::rollup::{AuditSigner, PublicKeys};
 
 const HIDDEN: &str = "********";
 
@@ -84,6 +85,11 @@ fn check(source: Result<Source, ConfigError>) -> anyhow::Result<()> {
     Signer::parse(settings.signing_secrets.expose_secret())
         .map_err(secret("AGENTHUB_SIGNING_SECRETS"))?;
     KeyRing::parse(settings.master_keys.expose_secret()).map_err(secret("AGENTHUB_MASTER_KEYS"))?;
+    let audit_key = settings.audit_signing_key.expose_secret();
+    if !audit_key.is_empty() {
+        AuditSigner::parse(audit_key).map_err(secret("AGENTHUB_AUDIT_SIGNING_KEY"))?;
+    }
+    PublicKeys::parse(&settings.audit_public_keys).map_err(secret("AGENTHUB_AUDIT_PUBLIC_KEYS"))?;
     Ok(())
 }
 
@@ -180,6 +186,10 @@ mod tests {
         assert!(
             error(&[SIGNING, MASTER, ("AGENTHUB_LEASE_MS", "1")]).starts_with("AGENTHUB_LEASE_MS")
         );
+        let audit = ("AGENTHUB_AUDIT_SIGNING_KEY", "a:short");
+        assert!(error(&[SIGNING, MASTER, audit]).starts_with(audit.0));
+        let audit = ("AGENTHUB_AUDIT_PUBLIC_KEYS", "a:short");
+        assert!(error(&[SIGNING, MASTER, audit]).starts_with(audit.0));
         assert!(error(&[(SIGNING.0, "k1:short"), MASTER]).starts_with("AGENTHUB_SIGNING_SECRETS"));
         assert!(error(&[("AGENTHUB_LEESE_MS", "1")]).contains("did you mean"));
     }

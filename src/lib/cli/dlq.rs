@@ -146,7 +146,8 @@ fn open() -> anyhow::Result<(Redis, Masker)> {
     Ok((redis, masker(&source)?))
 }
 
-fn masker(source: &Source) -> anyhow::Result<Masker> {
+/// The masker with the operator's patterns.
+pub(super) fn masker(source: &Source) -> anyhow::Result<Masker> {
     let file: Option<PathBuf> = source.setting("AGENTHUB_MASK_PATTERNS_FILE")?;
     let patterns = match file {
         None => Vec::new(),

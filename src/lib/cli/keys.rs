@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 
 use super::output::{one_line, print, table};
 use crate::config::{Settings, Source};
-use crate::governance::{IssuedKey, KeyError, Keys, NewKey, Role};
+use crate::governance::{IssuedKey, KeyError, Keys, NewKey, Role, check_policy, parse_networks};
 use crate::ids::{KeyId, TenantId};
 use crate::kafka::{KafkaSettings, Producer};
-use crate::messages::{KeyRecord, Signer};
+use crate::messages::{KeyPolicy, KeyRecord, RateRule, Signer};
 use crate::store::Redis;
+use crate::tools::catalogue;
 
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A process that has just started has to find its brokers first.
@@ -58,6 +59,8 @@ enum Command {
         /// Seconds until it expires; never when absent.
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_EXPIRY_S))]
         expires_in_s: Option<u64>,
+        #[command(flatten)]
+        policy: Policy,
     },
     /// List a tenant's keys, without their secrets.
     #[command(after_help = "Example:\n  agenthub keys list --tenant acme --json")]
@@ -99,6 +102,50 @@ struct Common {
     json: bool,
 }
 
+/// What narrows a key beyond its role.
+#[derive(Debug, Default, clap::Args)]
+struct Policy {
+    /// A rate limit of its own, such as 10/1000: at most 10 requests in any 1000 ms. May be repeated;
+    /// the tenant's limits when absent.
+    #[arg(long = "limit", value_name = "LIMIT/WINDOW_MS", value_parser = rate_rule)]
+    limits: Vec<RateRule>,
+    /// The tools that its runs may use, comma-separated; all when absent.
+    #[arg(long, value_name = "TOOLS", value_delimiter = ',')]
+    tools_allowed: Vec<String>,
+    /// The models that may plan its runs, comma-separated; all when absent.
+    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
+    models_allowed: Vec<String>,
+    /// The addresses and networks that it may be used from, comma-separated; all when absent.
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
+    ips_allowed: Vec<String>,
+}
+
+impl Policy {
+    fn read(self) -> anyhow::Result<KeyPolicy> {
+        let given = |list: Vec<String>| (!list.is_empty()).then_some(list);
+        let networks = given(self.ips_allowed);
+        let networks = networks.map(|texts| parse_networks("--ips-allowed", &texts));
+        let policy = KeyPolicy {
+            limits: (!self.limits.is_empty()).then_some(self.limits),
+            tools_allowed: given(self.tools_allowed),
+            models_allowed: given(self.models_allowed),
+            ips_allowed: networks.transpose()?,
+        };
+        check_policy(&policy, |name| catalogue::find(name).is_some())?;
+        Ok(policy)
+    }
+}
+
+fn rate_rule(text: &str) -> Result<RateRule, String> {
+    let rule = text.split_once('/').and_then(|(limit, window)| {
+        Some(RateRule {
+            limit: limit.parse().ok()?,
+            window_ms: window.parse().ok()?,
+        })
+    });
+    rule.ok_or_else(|| "expected <limit>/<window in ms> such as 10/1000".to_owned())
+}
+
 fn name(text: &str) -> Result<String, String> {
     let name = text.trim();
     if (1..=MAX_NAME).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
@@ -117,12 +164,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             role,
             name,
             expires_in_s,
+            policy,
         } => {
             let new = NewKey {
                 tenant: common.tenant,
                 name,
                 role,
                 expires_in_s,
+                policy: policy.read()?,
             };
             let (record, issued) = keys.create(new).await.map_err(|error| explain(&error))?;
             shown_once(&record, &issued, common.json)
@@ -149,7 +198,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             key_id,
             grace_s,
         } => {
-            let rotated = keys.rotate(&common.tenant, &key_id, grace_s).await;
+            let rotated = keys.rotate(&common.tenant, &key_id, grace_s, None).await;
             let (record, issued) = rotated.map_err(|error| explain(&error))?;
             shown_once(&record, &issued, common.json)
         }
@@ -184,7 +233,7 @@ fn explain(error: &KeyError) -> anyhow::Error {
     let setting = match error {
         KeyError::Kafka(_) => "kafka (KAFKA_BROKERS): ",
         KeyError::Redis(_) => "redis (REDIS_URL): ",
-        KeyError::Unknown | KeyError::Record(_) => "",
+        KeyError::Unknown | KeyError::Reserved | KeyError::Record(_) => "",
     };
     anyhow!("{}", one_line(&format!("{setting}{error}"), usize::MAX))
 }
@@ -229,6 +278,9 @@ fn body(record: &KeyRecord, used_ms: Option<u64>) -> Value {
         ("last_used_at", used_ms),
     ];
     if let Value::Object(fields) = &mut body {
+        if let Ok(Value::Object(policy)) = serde_json::to_value(&record.policy) {
+            fields.extend(policy);
+        }
         let given = times
             .into_iter()
             .filter_map(|(name, ms)| Some((name.to_owned(), json!(time(ms?)))));
@@ -280,6 +332,8 @@ mod tests {
             old_until_ms: Some(1_700_000_000_007),
             created_ms: 1_700_000_000_000,
             expires_ms: None,
+            rotated_by: None,
+            policy: KeyPolicy::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod audit;
 pub mod check_url;
 mod client;
 pub mod config;
@@ -11,6 +12,7 @@ mod follow;
 pub mod keys;
 pub mod mask;
 mod output;
+pub mod replay;
 pub mod run;
 pub mod runs;
 #[cfg(test)]
@@ -47,8 +49,12 @@ enum Command {
     Keys(keys::Args),
     /// Create, check and describe the topics.
     Topics(topics::Args),
+    /// Print, keep or re-enqueue what topics hold.
+    Replay(Box<replay::Args>),
     /// List, show and redrive dead letters.
     Dlq(dlq::Args),
+    /// Verify, read and expire the audit files, and make their keys.
+    Audit(audit::Args),
     /// Mask secrets and personal data in standard input.
     Mask(mask::Args),
     /// Say whether a tool may fetch a URL, and why.
@@ -73,7 +79,9 @@ impl Cli {
             Command::Docs(args) => docs::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Topics(args) => topics::run(args).await,
+            Command::Replay(args) => replay::run(*args).await,
             Command::Dlq(args) => dlq::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
             Command::Mask(args) => mask::run(args).await,
             Command::CheckUrl(args) => check_url::run(args).await,
             Command::Config(args) => config::run(args).await,

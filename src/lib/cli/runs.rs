@@ -165,7 +165,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Retry { common, run_id } => {
             let client = Client::new(&common.connection)?;
-            let run = client.retry(&run_id).await?;
+            let run = client.retry(&run_id, None).await?;
             let text = if common.json {
                 json!({ "run_id": run, "retry_of": run_id }).to_string()
             } else {

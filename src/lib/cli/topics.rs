@@ -1,22 +1,36 @@
-//! `agenthub topics`: creates, checks and describes the topics, and writes their documents.
+//! `agenthub topics`: creates, checks, describes and shows the topics, and writes their documents.
 #![allow(clippy::doc_markdown)] // doc comments are the help's text
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
+use secrecy::ExposeSecret as _;
 use serde_json::json;
 
-use crate::config::Source;
+use super::dlq::masker;
+use super::replay::print::Printer;
+use super::replay::source::Records;
+use super::replay::{Where, Which};
+use crate::config::{Settings, Source};
 use crate::kafka::KafkaSettings;
 use crate::kafka::admin::{Action, Admin, ClusterInfo, Findings, Plan};
 use crate::kafka::catalogue::Catalogue;
 use crate::kafka::schemas;
+use crate::messages::Topic;
+use crate::privacy::KeyRing;
+use crate::replay::Keys;
+use crate::runs::Runs;
+use crate::store::Redis;
+
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Create, check and describe the topics that `topics/topics.toml` declares.
 ///
-/// Reads KAFKA_BROKERS, AGENTHUB_NAMESPACE and AGENTHUB_KAFKA_PROPERTIES; needs no secrets.
+/// Reads KAFKA_BROKERS, AGENTHUB_NAMESPACE and AGENTHUB_KAFKA_PROPERTIES; needs no secrets, but for
+/// what `cat --open` opens.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     KAFKA_BROKERS=127.0.0.1:9092 agenthub topics apply --dev\n  \
@@ -49,6 +63,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Print a topic's records, masked; sealed payloads are opened for who has the key ring.
+    #[command(after_help = "Example:\n  \
+        agenthub topics cat agent.events --run run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12 --open\n\n\
+        --open reads AGENTHUB_MASTER_KEYS and, for the sessions' wrapped keys, REDIS_URL.")]
+    Cat(Box<Cat>),
     /// Print the message schemas and the AsyncAPI description, or write them to a folder.
     #[command(after_help = "Example:\n  agenthub topics schemas --write topics")]
     Schemas {
@@ -56,6 +75,25 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         write: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct Cat {
+    /// The topic, without the namespace.
+    topic: Topic,
+    #[command(flatten)]
+    extent: Where,
+    #[command(flatten)]
+    which: Which,
+    /// Open sealed payloads.
+    #[arg(long)]
+    open: bool,
+    /// Do not mask: show personal data and secrets as they are.
+    #[arg(long)]
+    unmasked: bool,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +134,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Cat(cat) => print_records(&cat).await,
         Command::Schemas { write } => {
             for (path, text) in schemas::documents()? {
                 match &write {
@@ -106,6 +145,39 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn print_records(cat: &Cat) -> anyhow::Result<ExitCode> {
+    let source = Source::from_process()?;
+    let kafka = KafkaSettings::load(&source)?;
+    let keys = if cat.open {
+        let settings = Settings::load(&source)?;
+        let ring = KeyRing::parse(settings.master_keys.expose_secret())
+            .map_err(|error| anyhow!("AGENTHUB_MASTER_KEYS: {error}"))?;
+        let runs = Runs::new(Redis::connect(&settings, REDIS_TIMEOUT)?, &settings);
+        Some(Keys::new(runs, ring))
+    } else {
+        None
+    };
+    let masker = if cat.unmasked {
+        None
+    } else {
+        Some(masker(&source)?)
+    };
+    let mut records = Records::of_topic(&kafka, cat.topic, cat.extent.extent()).await?;
+    let mut printer = Printer::new(cat.json, masker, keys);
+    let selection = cat.which.selection();
+    let mut count = 0;
+    while !cat.which.is_reached(count)
+        && let Some(found) = records.next().await?
+    {
+        if selection.check(&found.record).is_ok() {
+            printer.print(&found).await?;
+            count += 1;
+        }
+    }
+    printer.finish()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn open(common: &Common) -> anyhow::Result<(Admin, Catalogue)> {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::value::{ByteCount, Millis, Rule};
+use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -75,17 +76,45 @@ settings! {
     group_protocol: String = "AGENTHUB_GROUP_PROTOCOL", "classic";
     /// Longest time in milliseconds that a record may wait for its acknowledgement.
     produce_timeout_ms: Millis = "AGENTHUB_PRODUCE_TIMEOUT_MS", "1500";
+    /// Milliseconds after which the API takes a Redis that does not answer to be away.
+    redis_timeout_ms: Millis = "AGENTHUB_REDIS_TIMEOUT_MS", "400";
 
     /// Address on which the API listens.
     api_addr: SocketAddr = "AGENTHUB_API_ADDR", "127.0.0.1:8080";
     /// Address on which a worker serves /healthz, /readyz and /metrics; port 0 takes a free one.
     probe_addr: SocketAddr = "AGENTHUB_PROBE_ADDR", "127.0.0.1:0";
+    /// PEM file with the API's certificate and its chain; with `AGENTHUB_TLS_KEY` the API speaks TLS (1.2 and 1.3) and nothing else. Both are read again when they change, and on SIGHUP.
+    tls_cert: Option<PathBuf> = "AGENTHUB_TLS_CERT", "";
+    /// PEM file with the private key of that certificate.
+    tls_key: Option<PathBuf> = "AGENTHUB_TLS_KEY", "";
+    /// Connections that the API has at once; a further one is answered with 503 and closed.
+    max_connections: u32 = "AGENTHUB_MAX_CONNECTIONS", "16384";
+    /// Milliseconds within which a request's head must have arrived, from its first byte, or for a connection's first request from the beginning of the connection.
+    head_timeout_ms: Millis = "AGENTHUB_HEAD_TIMEOUT_MS", "10000";
+    /// Milliseconds that a connection is kept between two requests. Longer than that of a proxy in front.
+    idle_timeout_ms: Millis = "AGENTHUB_IDLE_TIMEOUT_MS", "75000";
+    /// Milliseconds after which a client that takes nothing of its answer is cut off.
+    write_timeout_ms: Millis = "AGENTHUB_WRITE_TIMEOUT_MS", "30000";
+    /// Largest request head in bytes: request line and headers.
+    max_head_bytes: ByteCount = "AGENTHUB_MAX_HEAD_BYTES", "32768";
+    /// Header lines that a request may have.
+    max_headers: usize = "AGENTHUB_MAX_HEADERS", "64";
+    /// Longest path and query of a request in bytes.
+    max_uri_bytes: ByteCount = "AGENTHUB_MAX_URI_BYTES", "8192";
     /// Largest request body in bytes.
     max_body_bytes: ByteCount = "AGENTHUB_MAX_BODY_BYTES", "262144";
     /// Deepest nesting of a JSON request body.
     max_json_depth: usize = "AGENTHUB_MAX_JSON_DEPTH", "32";
     /// Milliseconds within which a request body must have arrived.
     body_timeout_ms: Millis = "AGENTHUB_BODY_TIMEOUT_MS", "10000";
+    /// Requests without a valid key that one address (of IPv6 one /64) may send, `<limit>/<window in ms>`; further ones are answered with 429 instead of 401. Counted by each process; no limit when empty.
+    unauthenticated_limit: Option<Rule> = "AGENTHUB_UNAUTHENTICATED_LIMIT", "60/60000";
+    /// Origins such as `https://console.example.com` whose pages may call the API from a browser (CORS), comma-separated; none when empty.
+    cors_origins: Vec<Origin> = "AGENTHUB_CORS_ORIGINS", "";
+    /// Proxies whose word on a client's address is taken: addresses or networks such as `10.0.0.0/8`, comma-separated.
+    trusted_proxies: Vec<IpNet> = "AGENTHUB_TRUSTED_PROXIES", "";
+    /// Header in which these proxies write that address: `x-forwarded-for` or `forwarded` (RFC 7239). The other one is not read.
+    forwarded_header: ForwardedHeader = "AGENTHUB_FORWARDED_HEADER", "x-forwarded-for";
     /// Milliseconds between two heartbeats of an SSE stream.
     sse_heartbeat_ms: Millis = "AGENTHUB_SSE_HEARTBEAT_MS", "15000";
     /// Events of one session that its history keeps.
@@ -102,6 +131,11 @@ settings! {
     tenant_limits: Vec<Rule> = "AGENTHUB_TENANT_LIMITS", "1000/1000";
     /// Runs of one tenant that may be live at once; the others wait their turn.
     max_live_runs: u32 = "AGENTHUB_MAX_LIVE_RUNS", "10000";
+
+    /// Audit records of requests that may wait for Kafka in one process; a request that finds no place is refused or only counted.
+    audit_buffer: usize = "AGENTHUB_AUDIT_BUFFER", "50000";
+    /// What becomes of requests while that buffer is full: `refuse` (503), or `count` (they go on, and are added up by kind instead of recorded one by one).
+    audit_full: AuditFull = "AGENTHUB_AUDIT_FULL", "refuse";
 
     /// Runs that one worker handles at once.
     max_in_flight: usize = "AGENTHUB_MAX_IN_FLIGHT", "256";
@@ -129,6 +163,22 @@ settings! {
     max_output_bytes: ByteCount = "AGENTHUB_MAX_OUTPUT_BYTES", "262144";
     /// Attempts that a step has when its failure is transient.
     max_attempts: u32 = "AGENTHUB_MAX_ATTEMPTS", "4";
+    /// Further attempts that the steps of one run have together.
+    max_run_retries: u32 = "AGENTHUB_MAX_RUN_RETRIES", "30";
+    /// Failures in a row that open the circuit breaker of a tool's target, or of a model's endpoint.
+    breaker_failures: u32 = "AGENTHUB_BREAKER_FAILURES", "5";
+    /// Milliseconds of calls whose share of failures a breaker looks at.
+    breaker_window_ms: Millis = "AGENTHUB_BREAKER_WINDOW_MS", "30000";
+    /// Calls that this window must hold before their share of failures counts.
+    breaker_min_calls: u32 = "AGENTHUB_BREAKER_MIN_CALLS", "20";
+    /// Per cent of failures in the window that open a breaker.
+    breaker_failure_percent: u32 = "AGENTHUB_BREAKER_FAILURE_PERCENT", "50";
+    /// Milliseconds for which a breaker opens first; each time in a row doubles them, up to five minutes.
+    breaker_open_ms: Millis = "AGENTHUB_BREAKER_OPEN_MS", "15000";
+    /// Calls that pass a half-open breaker at once, over all workers; as many successes close it.
+    breaker_probes: u32 = "AGENTHUB_BREAKER_PROBES", "2";
+    /// Seconds that a tool's results are kept, `<tool>=<seconds>`, comma-separated, in place of what the tool declares; 0 keeps none.
+    cache_ttls: Vec<ToolTtl> = "AGENTHUB_CACHE_TTLS", "";
     /// Seconds that a step may take when its plan gives no `timeout_s`.
     step_timeout_s: u64 = "AGENTHUB_STEP_TIMEOUT_S", "30";
 
@@ -138,6 +188,10 @@ settings! {
     openai_api_key: SecretString = "OPENAI_API_KEY", "", secret;
     /// Model that plans when the request names none.
     model: String = "AGENTHUB_MODEL", "gpt-4o-mini";
+    /// What answers when the model does not, in this order: `<model>@<base URL>`, or `<model>` at the endpoint above, comma-separated.
+    llm_fallback: Vec<String> = "AGENTHUB_LLM_FALLBACK", "";
+    /// API keys of the fall-back endpoints that have a base URL, in their order, comma-separated; one may be empty.
+    llm_fallback_keys: SecretString = "AGENTHUB_LLM_FALLBACK_KEYS", "", secret;
     /// Milliseconds that one model call may take.
     llm_timeout_ms: Millis = "AGENTHUB_LLM_TIMEOUT_MS", "60000";
     /// Most tokens that a model may answer with.
@@ -184,10 +238,19 @@ settings! {
     /// Milliseconds within which equal failures make one alert.
     dlq_webhook_window_ms: Millis = "AGENTHUB_DLQ_WEBHOOK_WINDOW_MS", "300000";
 
-    /// What is logged: a level, or `tracing` directives.
+    /// Key that signs the audit manifests, `<id>:<base64 of 32 bytes>`: `agenthub audit keygen` makes one. The audit roll-up does not start without it.
+    audit_signing_key: SecretString = "AGENTHUB_AUDIT_SIGNING_KEY", "", secret;
+    /// Public keys of earlier audit signing keys, `<id>:<base64 of 32 bytes>`, comma-separated: the roll-up goes on from what they signed, and `agenthub audit verify` believes them.
+    audit_public_keys: String = "AGENTHUB_AUDIT_PUBLIC_KEYS", "";
+    /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
+    audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
+
+    /// What is logged: a level, or `tracing` directives such as `info,agenthub::kafka=debug`. Read again on SIGHUP, from the configuration file or `AGENTHUB_LOG_FILE`.
     log: String = "AGENTHUB_LOG", "info";
     /// Form of the log: `json` or `pretty`.
     log_format: String = "AGENTHUB_LOG_FORMAT", "json";
+    /// Tenants that the metrics of a process tell apart by name; the others are counted as `other`.
+    metrics_tenants: usize = "AGENTHUB_METRICS_TENANTS", "100";
     /// OTLP endpoint for traces (HTTP, protobuf); no export when empty.
     otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", "";
 }
@@ -202,12 +265,31 @@ impl Settings {
         };
         check_namespace(&self.namespace)?;
         check_group_protocol(&self.group_protocol)?;
+        self.check_edges()?;
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");
         }
         self.dlq_webhook()?;
         if self.max_in_flight == 0 {
             return invalid("AGENTHUB_MAX_IN_FLIGHT", "at least 1");
+        }
+        for (name, value) in [
+            ("AGENTHUB_BREAKER_FAILURES", self.breaker_failures),
+            ("AGENTHUB_BREAKER_MIN_CALLS", self.breaker_min_calls),
+            ("AGENTHUB_BREAKER_PROBES", self.breaker_probes),
+        ] {
+            if value == 0 {
+                return invalid(name, "at least 1");
+            }
+        }
+        if !(1..=100).contains(&self.breaker_failure_percent) {
+            return invalid("AGENTHUB_BREAKER_FAILURE_PERCENT", "1 to 100");
+        }
+        if !(100..=86_400_000).contains(&self.breaker_open_ms.0) {
+            return invalid("AGENTHUB_BREAKER_OPEN_MS", "100 to 86400000");
+        }
+        if !(100..=86_400_000).contains(&self.breaker_window_ms.0) {
+            return invalid("AGENTHUB_BREAKER_WINDOW_MS", "100 to 86400000");
         }
         if self.lease_ms.0 < 1000 {
             return invalid("AGENTHUB_LEASE_MS", "at least 1000");
@@ -241,6 +323,45 @@ impl Settings {
             )
         })?;
         Ok(Some((url, secret)))
+    }
+
+    /// What the API's connections are bounded by.
+    fn check_edges(&self) -> Result<(), ConfigError> {
+        let invalid = |name, expected: String| Err(ConfigError::Invalid { name, expected });
+        let within = |name, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            invalid(name, format!("{least} to {most}"))
+        };
+        let head = self.max_head_bytes.0;
+        within("AGENTHUB_MAX_HEAD_BYTES", head, 8192, 1 << 20)?;
+        within("AGENTHUB_MAX_URI_BYTES", self.max_uri_bytes.0, 256, 65_534)?;
+        within("AGENTHUB_MAX_HEADERS", self.max_headers, 8, 1000)?;
+        let connections = self.max_connections.try_into().unwrap_or(usize::MAX);
+        within("AGENTHUB_MAX_CONNECTIONS", connections, 1, 1 << 20)?;
+        for (name, time) in [
+            ("AGENTHUB_HEAD_TIMEOUT_MS", self.head_timeout_ms),
+            ("AGENTHUB_IDLE_TIMEOUT_MS", self.idle_timeout_ms),
+            ("AGENTHUB_WRITE_TIMEOUT_MS", self.write_timeout_ms),
+            ("AGENTHUB_BODY_TIMEOUT_MS", self.body_timeout_ms),
+            ("AGENTHUB_REDIS_TIMEOUT_MS", self.redis_timeout_ms),
+        ] {
+            if !(1..=3_600_000).contains(&time.0) {
+                return invalid(name, "1 to 3600000".to_owned());
+            }
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => invalid(
+                "AGENTHUB_TLS_KEY",
+                "a file, as AGENTHUB_TLS_CERT is given".to_owned(),
+            ),
+            (None, Some(_)) => invalid(
+                "AGENTHUB_TLS_CERT",
+                "a file, as AGENTHUB_TLS_KEY is given".to_owned(),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

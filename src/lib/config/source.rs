@@ -68,11 +68,12 @@ impl Source {
     }
 
     fn refuse_unknown_names(&self) -> Result<(), ConfigError> {
-        let known = |name: &str| {
-            let name = name.strip_suffix("_FILE").unwrap_or(name);
+        // A setting's own name may end in `_FILE`, too.
+        let known = |given: &str| {
+            let name = given.strip_suffix("_FILE").unwrap_or(given);
             name == "AGENTHUB_CONFIG"
                 || super::settings::FOR_CLIENTS.contains(&name)
-                || REFERENCE.iter().any(|s| s.env == name)
+                || REFERENCE.iter().any(|s| s.env == name || s.env == given)
         };
         let env = self
             .env
@@ -239,6 +240,14 @@ mod tests {
                 .contains("did you mean AGENTHUB_MAX_IN_FLIGHT"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_setting_whose_name_ends_in_file_is_no_other_settings_file() {
+        let source = Source::from_env(env(&[("AGENTHUB_PRICES_FILE", "/prices.toml")])).unwrap();
+        let settings = Settings::load(&source).unwrap();
+        assert_eq!(settings.prices_file, Some("/prices.toml".into()));
+        assert!(Source::from_env(env(&[("AGENTHUB_PRICES", "x")])).is_err());
     }
 
     #[test]

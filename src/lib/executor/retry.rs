@@ -24,6 +24,8 @@ pub struct FailedAttempt {
     pub attempt: u32,
     /// Attempts that the step has in all.
     pub max_attempts: u32,
+    /// Further attempts that all the run's steps have left together.
+    pub retries_left: u32,
     /// What is left until the run's deadline.
     pub remaining: Duration,
     /// A random number in `[0, 1)`.
@@ -57,8 +59,23 @@ pub enum GiveUpReason {
     Permanent,
     /// The step has had all its attempts.
     AttemptsExhausted,
+    /// The run has had all the further attempts that its steps have together.
+    RunRetriesExhausted,
     /// The wait would last until the run's deadline or beyond it.
     Deadline,
+}
+
+impl GiveUpReason {
+    /// Stable name, in snake case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Permanent => "permanent",
+            Self::AttemptsExhausted => "attempts_exhausted",
+            Self::RunRetriesExhausted => "run_retries_exhausted",
+            Self::Deadline => "deadline",
+        }
+    }
 }
 
 /// Decides what follows `failed`.
@@ -74,6 +91,9 @@ pub fn decide(failed: &FailedAttempt) -> RetryDecision {
     }
     if failed.attempt >= failed.max_attempts {
         return give_up(GiveUpReason::AttemptsExhausted);
+    }
+    if failed.retries_left == 0 {
+        return give_up(GiveUpReason::RunRetriesExhausted);
     }
     // What the other side asked for is a floor. The jitter comes on top of it, or all who were sent
     // away at once would come back at once.
@@ -117,6 +137,7 @@ mod tests {
             may_have_arrived: true,
             attempt: 1,
             max_attempts: 4,
+            retries_left: 9,
             remaining: Duration::from_hours(1),
             chance: 0.5,
         }
@@ -177,6 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn the_run_runs_out_of_further_attempts() {
+        let none_left = FailedAttempt {
+            retries_left: 0,
+            ..failed()
+        };
+        assert_eq!(gave_up(&none_left), Some(GiveUpReason::RunRetriesExhausted));
+        let last = FailedAttempt {
+            attempt: 4,
+            ..none_left
+        };
+        assert_eq!(gave_up(&last), Some(GiveUpReason::AttemptsExhausted));
+        let unknown = FailedAttempt {
+            effects: Effects::Unsafe,
+            ..none_left
+        };
+        assert_eq!(decide(&unknown), RetryDecision::OutcomeUnknown);
+    }
+
+    #[test]
     fn unsafe_calls_that_may_have_arrived_are_not_repeated() {
         let call = FailedAttempt {
             effects: Effects::Unsafe,
@@ -220,6 +260,7 @@ mod tests {
             chance in 0.0..1.0_f64,
             floor in proptest::option::of(0_u64..100_000),
             remaining in 0_u64..100_000,
+            retries_left in 0_u32..3,
             effects in prop_oneof![Just(Effects::None), Just(Effects::Idempotent), Just(Effects::Unsafe)],
             may_have_arrived: bool,
         ) {
@@ -231,6 +272,7 @@ mod tests {
                 may_have_arrived,
                 attempt,
                 max_attempts: 8,
+                retries_left,
                 remaining,
                 chance,
             };
@@ -238,7 +280,7 @@ mod tests {
             prop_assert_eq!(decide(&failed) == RetryDecision::OutcomeUnknown, !repeatable);
             if let RetryDecision::Retry { after } = decide(&failed) {
                 let floor = retry_after.unwrap_or_default();
-                prop_assert!(attempt < 8 && after < remaining);
+                prop_assert!(attempt < 8 && retries_left > 0 && after < remaining);
                 prop_assert!((floor..=floor + CAP).contains(&after));
             }
         }

@@ -5,27 +5,37 @@
 //! script runs the gate before it changes anything.
 
 mod api_key;
+mod audit;
 mod budgets;
 mod idempotency;
 mod keys;
+mod policy;
 mod role;
+mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};
+pub use audit::{AuditTrail, Place, TrailFull};
 pub use budgets::Budgets;
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
+pub use policy::{PolicyError, check_policy, check_rules, parse_networks};
 pub use role::{Permission, Role};
+pub use tenants::Tenants;
+
+use std::net::IpAddr;
 
 use crate::config::Settings;
-use crate::messages::Signer;
-use crate::runs::{Gate, GateRule};
+use crate::ids::TenantId;
+use crate::messages::{RateRule, Signer};
+use crate::runs::Gate;
+use crate::store::address_bits;
 
 /// What governs requests: signing secrets and default limits.
 #[derive(Debug, Clone)]
 pub struct Governance {
     signer: Signer,
-    key_rules: Vec<GateRule>,
-    tenant_rules: Vec<GateRule>,
+    key_rules: Vec<RateRule>,
+    tenant_rules: Vec<RateRule>,
 }
 
 impl Governance {
@@ -44,9 +54,16 @@ impl Governance {
         PresentedKey::parse(text, &self.signer)
     }
 
-    /// What the gate is to check for a request of `key` that needs `permission` and counts against
-    /// the limits.
-    pub fn gate(&self, key: &PresentedKey, permission: Permission) -> Gate {
+    /// A keyed hash of what a tenant, or somebody unknown, sent.
+    pub fn hash_input(&self, tenant: Option<&TenantId>, input: &[u8]) -> String {
+        let anonymous = TenantId::anonymous();
+        let tenant = tenant.unwrap_or(&anonymous);
+        self.signer.hash_input(tenant.as_str(), input)
+    }
+
+    /// What the gate is to check for a request of `key` from `ip` that needs `permission` and counts
+    /// against the limits.
+    pub fn gate(&self, key: &PresentedKey, ip: Option<IpAddr>, permission: Permission) -> Gate {
         Gate {
             key_id: key.key_id.clone(),
             secret_hash: key.secret_hash.clone(),
@@ -55,6 +72,11 @@ impl Governance {
                 .iter()
                 .map(|role| role.as_str())
                 .collect(),
+            ip: ip.map(address_bits),
+            model: None,
+            tools: Vec::new(),
+            tools_allowed: None,
+            not_before: None,
             cost: 1,
             key_rules: self.key_rules.clone(),
             tenant_rules: self.tenant_rules.clone(),
@@ -62,10 +84,10 @@ impl Governance {
     }
 
     /// As [`Governance::gate`], for a further look within a request that was counted already.
-    pub fn look(&self, key: &PresentedKey, permission: Permission) -> Gate {
+    pub fn look(&self, key: &PresentedKey, ip: Option<IpAddr>, permission: Permission) -> Gate {
         Gate {
             cost: 0,
-            ..self.gate(key, permission)
+            ..self.gate(key, ip, permission)
         }
     }
 }

@@ -51,6 +51,12 @@ pub enum Permission {
     Tools,
     /// Manage the tenant's keys.
     Keys,
+    /// Set and read what holds for the tenant as a whole.
+    Tenants,
+    /// Drop results of tools that are kept for the tenant.
+    Cache,
+    /// See how far the audit chains go.
+    Audit,
     /// See and set what the tenant may spend.
     Budgets,
     /// See and redrive dead letters.
@@ -58,11 +64,44 @@ pub enum Permission {
 }
 
 impl Permission {
+    /// Every permission.
+    pub const ALL: [Self; 9] = [
+        Self::Sessions,
+        Self::Runs,
+        Self::Tools,
+        Self::Keys,
+        Self::Tenants,
+        Self::Cache,
+        Self::Audit,
+        Self::Budgets,
+        Self::DeadLetters,
+    ];
+
+    /// What it allows.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Sessions => "create, list, read and delete sessions",
+            Self::Runs => "start, list, read, cancel and follow runs",
+            Self::Tools => "see the tools",
+            Self::Keys => "manage the API keys of the tenant",
+            Self::Tenants => "read and set what holds for the tenant as a whole",
+            Self::Cache => "drop kept results of tools",
+            Self::Audit => "see how far the audit chains go",
+            Self::Budgets => "read and set what the tenant may spend, read what it used",
+            Self::DeadLetters => "list, read and redrive dead letters",
+        }
+    }
+
     /// The roles that have it.
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Budgets | Self::DeadLetters => &[Role::Admin],
+            Self::Keys
+            | Self::Tenants
+            | Self::Cache
+            | Self::Audit
+            | Self::Budgets
+            | Self::DeadLetters => &[Role::Admin],
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Frontier {
 struct Entry {
     offset: i64,
     since: Instant,
+    /// Milliseconds since the epoch at which it was made; 0 when unknown.
+    made_ms: i64,
     done: bool,
 }
 
@@ -32,10 +34,10 @@ impl Frontier {
         Self::default()
     }
 
-    /// Begins to track the record at `offset`, received at `now`. Returns false, and tracks nothing,
+    /// Begins to track the record at `offset`, received at `now` and made at `made_ms`. Returns false, and tracks nothing,
     /// when that offset was received before: a client that resumes a partition may deliver a record
     /// a second time.
-    pub fn track(&mut self, offset: i64, now: Instant) -> bool {
+    pub fn track(&mut self, offset: i64, now: Instant, made_ms: i64) -> bool {
         if self.highest.is_some_and(|highest| offset <= highest) {
             return false;
         }
@@ -44,6 +46,7 @@ impl Frontier {
         self.window.push_back(Entry {
             offset,
             since: now,
+            made_ms,
             done: false,
         });
         true
@@ -83,6 +86,11 @@ impl Frontier {
         let oldest = self.window.front();
         oldest.map_or(Duration::ZERO, |e| now.saturating_duration_since(e.since))
     }
+
+    /// When the oldest record in flight was made, in milliseconds since the epoch.
+    pub fn oldest_made_ms(&self) -> Option<i64> {
+        self.window.front().map(|e| e.made_ms).filter(|ms| *ms > 0)
+    }
 }
 
 #[cfg(test)]
@@ -98,7 +106,7 @@ mod tests {
         let now = Instant::now();
         let mut frontier = Frontier::new();
         for offset in [4, 5, 9] {
-            assert!(frontier.track(offset, now));
+            assert!(frontier.track(offset, now, 0));
         }
         assert_eq!(frontier.done(5), None);
         assert_eq!(frontier.done(4), Some(6));
@@ -109,10 +117,10 @@ mod tests {
     #[test]
     fn a_record_that_comes_again_is_not_tracked() {
         let mut frontier = Frontier::new();
-        assert!(frontier.track(3, Instant::now()));
-        assert!(!frontier.track(3, Instant::now()));
+        assert!(frontier.track(3, Instant::now(), 0));
+        assert!(!frontier.track(3, Instant::now(), 0));
         assert_eq!(frontier.done(3), Some(4));
-        assert!(!frontier.track(2, Instant::now()));
+        assert!(!frontier.track(2, Instant::now(), 0));
         assert_eq!(frontier.done(3), None);
         assert_eq!(frontier.done(7), None);
     }
@@ -123,8 +131,8 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut frontier = Frontier::new();
         assert_eq!(frontier.age(start), Duration::ZERO);
-        frontier.track(1, start);
-        frontier.track(2, start + second);
+        frontier.track(1, start, 0);
+        frontier.track(2, start + second, 0);
         assert_eq!(frontier.age(start + 3 * second), 3 * second);
         frontier.done(1);
         assert_eq!(frontier.age(start + 3 * second), 2 * second);
@@ -142,7 +150,7 @@ mod tests {
             let mut seed = order;
             let mut ends: Vec<i64> = Vec::new();
             for &offset in &offsets {
-                prop_assert!(frontier.track(offset, Instant::now()));
+                prop_assert!(frontier.track(offset, Instant::now(), 0));
                 model.insert(offset, false);
                 ends.push(offset);
                 // Ends some of the tracked records, at places that the seed chooses.
@@ -172,5 +180,18 @@ mod tests {
             .take_while(|(_, done)| **done)
             .last()
             .map(|(offset, _)| offset + 1)
+    }
+
+    #[test]
+    fn the_time_of_the_oldest_in_flight() {
+        let mut frontier = Frontier::new();
+        let now = Instant::now();
+        assert_eq!(frontier.oldest_made_ms(), None);
+        frontier.track(1, now, 1000);
+        frontier.track(2, now, 2000);
+        frontier.done(2);
+        assert_eq!(frontier.oldest_made_ms(), Some(1000));
+        frontier.done(1);
+        assert_eq!(frontier.oldest_made_ms(), None);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use metrics::{Counter, Histogram};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders, ToBytes};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
 use super::catalogue::{Catalogue, CatalogueError};
@@ -119,7 +119,7 @@ impl std::fmt::Debug for Producer {
 }
 
 /// A record that was handed to librdkafka.
-struct Pending {
+pub(super) struct Pending {
     topic: Topic,
     since: Instant,
     ack: Result<DeliveryFuture, ProduceError>,
@@ -248,20 +248,34 @@ impl Producer {
         if !record.value.is_empty() {
             message = message.payload(&record.value[..]);
         }
+        self.hand_over(record.topic, since, message)
+    }
+
+    /// The name of a topic on the broker.
+    pub(super) fn name(&self, topic: Topic) -> &str {
+        &self.handle(topic).name
+    }
+
+    pub(super) fn hand_over<K: ToBytes + ?Sized, V: ToBytes + ?Sized>(
+        &self,
+        topic: Topic,
+        since: Instant,
+        message: FutureRecord<'_, K, V>,
+    ) -> Pending {
         let sent = self.inner.client.send_result(message);
         Pending {
-            topic: record.topic,
+            topic,
             since,
             // What cannot be queued was never sent. A full queue is an error too: waiting for room
             // would have no bound.
             ack: sent.map_err(|(error, _)| ProduceError::NotWritten {
-                topic: record.topic,
+                topic,
                 reason: error.to_string(),
             }),
         }
     }
 
-    async fn acknowledged(&self, pending: Pending) -> Result<Delivery, ProduceError> {
+    pub(super) async fn acknowledged(&self, pending: Pending) -> Result<Delivery, ProduceError> {
         let topic = pending.topic;
         let result = match pending.ack {
             Err(error) => Err(error),

@@ -1,11 +1,14 @@
 //! The model client: one call is one attempt. Retry, budgets and cancellation are the worker's.
 //!
-//! [`openai`] is the client, [`input_bound_tokens`] bounds what a call can read, and [`sim`] is a server that stands
+//! [`openai`] is the client of one endpoint, [`endpoints`] lists them and [`fallback`] chooses among them,
+//! [`input_bound_tokens`] bounds what a call can read, and [`sim`] is a server that stands
 //! in for a provider where there is none.
 //!
 //! Invariant: the client neither sleeps nor repeats a call by itself.
 
 mod bound;
+pub mod endpoints;
+pub mod fallback;
 pub mod openai;
 pub mod sim;
 
@@ -137,6 +140,7 @@ pub fn is_unbilled(code: &str) -> bool {
             | "llm_not_found"
             | "llm_bad_request"
             | "llm_unreachable"
+            | "llm_breaker_open"
     )
 }
 

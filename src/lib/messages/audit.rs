@@ -24,8 +24,11 @@ pub struct AuditRecord {
     pub id: String,
     /// Milliseconds since the epoch.
     pub ts: u64,
-    /// `request`, `model_call` or `tool_call`.
+    /// `request`, `model_call`, `tool_call`, or `tool_cached` for a kept result in place of a call.
     pub action: String,
+    /// Requests that it stands for; more than one where many of a kind were added up.
+    #[serde(default = "one")]
+    pub count: u64,
     /// The tenant; absent when the request was not authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantId>,
@@ -50,7 +53,7 @@ pub struct AuditRecord {
     /// The run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
-    /// What was used: a tool or a model.
+    /// What was used or changed: a tool, a model, a key, a tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     /// Keyed hash of the input, in hexadecimal.
@@ -91,4 +94,8 @@ pub struct AuditRecord {
     /// The rule that refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+}
+
+fn one() -> u64 {
+    1
 }

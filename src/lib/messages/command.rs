@@ -30,6 +30,12 @@ impl RunKind {
         }
     }
 
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Plan, Self::Execute, Self::PlanExecute];
+        all.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// The command with which a run of this kind begins.
     pub fn first_command(self) -> CommandKind {
         match self {
@@ -98,7 +104,7 @@ pub struct RunSpec {
     /// The plan of an `execute` run; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Sealed>,
-    /// The tools that the plan may use; all that the key may use when absent.
+    /// The tools that the plan may use, of those that the request and its key allow; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools_allowed: Option<Vec<String>>,
     /// The model that plans; the installation's default when absent.

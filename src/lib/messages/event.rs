@@ -158,6 +158,16 @@ pub struct Event {
     pub state: Option<Sealed>,
 }
 
+/// What `state` of a `run.queued` holds, sealed, when the request had an `Idempotency-Key`: a late
+/// repeat of it starts nothing twice after a rebuild either.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedState {
+    /// Name of the claim: a hash of the key and its scope.
+    pub claim: String,
+    /// Hash of what was asked for.
+    pub fingerprint: String,
+}
+
 /// The value of a record on `agent.events`: the events of one transition.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EventBatch {

@@ -16,10 +16,13 @@ mod state;
 pub use audit::{AuditDecision, AuditRecord};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
 pub use dead_letter::{DeadLetter, FailureClass, LetterId, RunEnd};
-pub use event::{Event, EventBatch, EventId, EventType};
+pub use event::{Event, EventBatch, EventId, EventType, QueuedState};
 pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
 pub use signature::{SignatureError, Signer};
-pub use state::{BudgetRecord, KeyRecord, SessionRecord, State, StateRecord, session_record_key};
+pub use state::{
+    BudgetRecord, KeyPolicy, KeyRecord, RateRule, SessionRecord, State, StateRecord, TenantRecord,
+    session_record_key,
+};
 
 /// Version of the schema that this build writes.
 pub const SCHEMA_VERSION: u16 = 1;

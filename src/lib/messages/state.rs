@@ -1,6 +1,7 @@
 //! What `agent.state` holds: the newest record of each key and session, from which a lost Redis is
 //! filled again.
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,16 +26,20 @@ pub enum State {
     ApiKey(KeyRecord),
     /// A session.
     Session(SessionRecord),
+    /// What holds for a tenant as a whole.
+    Tenant(TenantRecord),
     /// A tenant's budget.
     Budget(BudgetRecord),
 }
 
 impl State {
-    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>` or `budget/<tenant>`.
+    /// The record key: `key/<tenant>/<key id>`, `session/<tenant>/<session id>`, `tenant/<tenant>` or
+    /// `budget/<tenant>`.
     pub fn record_key(&self) -> String {
         match self {
             Self::ApiKey(key) => format!("key/{}/{}", key.tenant, key.key_id),
             Self::Session(session) => session_record_key(&session.tenant, &session.session_id),
+            Self::Tenant(record) => format!("tenant/{}", record.tenant),
             Self::Budget(budget) => format!("budget/{}", budget.tenant),
         }
     }
@@ -73,6 +78,39 @@ pub struct KeyRecord {
     /// Milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// The request that rotated it last, where that had an `Idempotency-Key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_by: Option<String>,
+    /// What narrows it.
+    #[serde(flatten)]
+    pub policy: KeyPolicy,
+}
+
+/// At most `limit` requests in any window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RateRule {
+    /// Requests.
+    pub limit: u32,
+    /// Milliseconds.
+    pub window_ms: u64,
+}
+
+/// What narrows a key beyond its role. What is absent does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyPolicy {
+    /// Rate limits of its own, instead of its tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<RateRule>>,
+    /// The tools that its runs may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools_allowed: Option<Vec<String>>,
+    /// The models that may plan its runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models_allowed: Option<Vec<String>>,
+    /// The networks that it may be used from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub ips_allowed: Option<Vec<IpNet>>,
 }
 
 /// What a tenant may spend in each calendar month (UTC).
@@ -112,4 +150,23 @@ pub struct SessionRecord {
     pub key_id: KeyId,
     /// Milliseconds since the epoch.
     pub created_ms: u64,
+}
+
+/// A tenant's own limits. What is absent is the installation's default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TenantRecord {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Rate limits of each key that has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_key: Option<Vec<RateRule>>,
+    /// Rate limits of the tenant as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_tenant: Option<Vec<RateRule>>,
+    /// Runs that may be live at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_live_runs: Option<u32>,
+    /// Runs of one key that may be live at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_live_runs_per_key: Option<u32>,
 }

@@ -11,6 +11,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::error::FetchError;
+use super::freshness;
 use super::hops::Hops;
 use super::policy::{Block, BlockReason, Policy, Reach};
 use super::resolver::{Guarded, Lookup};
@@ -48,6 +49,8 @@ pub struct Fetched {
     pub body: Bytes,
     /// Whether the body went on after what was read.
     pub truncated: bool,
+    /// For how long the servers on the way let the answer be used again; `None` when none says.
+    pub fresh_for: Option<Duration>,
 }
 
 /// A client that fetches what the policy lets it.
@@ -110,10 +113,17 @@ impl SafeClient {
 
     async fn follow(&self, url: &str) -> Result<Fetched, FetchError> {
         let mut hops = Hops::start(&self.policy, url).map_err(FetchError::Blocked)?;
+        let mut fresh_for = None;
         loop {
             let response = self.send(&hops).await?;
+            let fresh_here = freshness::fresh_for(response.headers());
+            fresh_for = fresh_for.into_iter().chain(fresh_here).min();
             if !is_redirect(response.status().as_u16()) {
-                return self.read(hops.current().url().clone(), response).await;
+                let fetched = self.read(hops.current().url().clone(), response).await?;
+                return Ok(Fetched {
+                    fresh_for,
+                    ..fetched
+                });
             }
             let location = response.headers().get(LOCATION);
             let location = location.ok_or(FetchError::NoLocation)?;
@@ -172,6 +182,7 @@ impl SafeClient {
             content_type,
             body,
             truncated,
+            fresh_for: None,
         })
     }
 

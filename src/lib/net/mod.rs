@@ -13,6 +13,7 @@ pub mod address;
 pub mod allow_list;
 pub mod client;
 pub mod error;
+pub mod freshness;
 pub mod hops;
 pub mod policy;
 mod resolver;

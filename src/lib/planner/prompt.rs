@@ -211,6 +211,7 @@ mod tests {
             effects: Effects::None,
             parameters,
             timeout: Duration::from_secs(1),
+            cache: None,
         }
     }
 

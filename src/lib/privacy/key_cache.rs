@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{DataKey, KeyRing, SealError};
+use super::{DataKey, KeyRing, SealError, TenantKey};
 use crate::ids::{SessionId, TenantId};
 
 type Half = HashMap<SessionId, (TenantId, DataKey)>;
@@ -26,6 +26,16 @@ impl KeyCache {
             capacity,
             halves: Arc::default(),
         }
+    }
+
+    /// The master keys beneath.
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
+    /// The key of what is kept for a whole tenant.
+    pub fn tenant_key(&self, tenant: &TenantId) -> TenantKey {
+        self.ring.tenant_key(tenant)
     }
 
     /// A fresh data key for a session, and its wrapped form to store.

@@ -8,4 +8,4 @@ pub mod mask;
 pub mod seal;
 
 pub use key_cache::KeyCache;
-pub use seal::{DataKey, KeyRing, SealError, Sealed};
+pub use seal::{DataKey, KeyRing, SealError, Sealed, TenantKey};

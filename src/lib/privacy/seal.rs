@@ -7,9 +7,11 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use hmac::{Hmac, Mac};
 use rand::Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::ids::{SessionId, TenantId};
@@ -95,6 +97,8 @@ impl DataKey {
 #[derive(Clone)]
 pub struct KeyRing {
     keys: Vec<(String, Aes256Gcm)>,
+    /// Made of the first key, to derive others from.
+    derivation: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl fmt::Debug for KeyRing {
@@ -112,6 +116,7 @@ impl KeyRing {
     /// A text that says what is wrong with which position; it never holds a key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut keys = Vec::new();
+        let mut derivation = Zeroizing::new([0; KEY_BYTES]);
         for (position, part) in text.split(',').enumerate() {
             let wrong = |what: &str| format!("key {}: {what}", position + 1);
             let (id, key) = part
@@ -127,9 +132,23 @@ impl KeyRing {
                 .as_slice()
                 .try_into()
                 .map_err(|_| wrong("not of 32 bytes"))?;
+            if position == 0 {
+                derivation = hmac(key, &[b"agenthub/derivation/1"]);
+            }
             keys.push((id.to_owned(), Aes256Gcm::new(key.into())));
         }
-        Ok(Self { keys })
+        Ok(Self { keys, derivation })
+    }
+
+    /// The key of what is kept for a whole tenant and can be made again, such as results of tools.
+    /// It follows from the first master key: when that is rotated, what was kept is not found any more.
+    pub fn tenant_key(&self, tenant: &TenantId) -> TenantKey {
+        TenantKey {
+            key: hmac(
+                &self.derivation,
+                &[b"agenthub/tenant/1", tenant.as_str().as_bytes()],
+            ),
+        }
     }
 
     /// A fresh data key for a session, and its wrapped form `<master key id>.<base64>` to store.
@@ -164,6 +183,80 @@ impl KeyRing {
             .map_err(|_| SealError::Malformed)?;
         Ok(DataKey::new(key, tenant, session))
     }
+}
+
+impl KeyRing {
+    /// Seals `plain` for `owner` with the first master key: what opens it must name the same owner. For
+    /// what belongs to no session; the form is that of a wrapped key.
+    pub fn seal_for(&self, owner: &str, plain: &[u8]) -> String {
+        let (id, cipher) = &self.keys[0];
+        let sealed = encrypt(cipher, plain, owner.as_bytes());
+        format!("{id}.{}", STANDARD_NO_PAD.encode(sealed))
+    }
+
+    /// Opens what [`KeyRing::seal_for`] sealed for the same owner.
+    pub fn open_for(&self, owner: &str, sealed: &str) -> Result<Vec<u8>, SealError> {
+        let (id, text) = sealed.split_once('.').ok_or(SealError::Malformed)?;
+        let cipher = self.keys.iter().find(|(known, _)| known == id);
+        let (_, cipher) = cipher.ok_or(SealError::UnknownMasterKey)?;
+        let bytes = STANDARD_NO_PAD
+            .decode(text)
+            .map_err(|_| SealError::Malformed)?;
+        decrypt(cipher, &bytes, owner.as_bytes())
+    }
+}
+
+/// A key of one tenant that no store holds: it is derived from the installation's master key.
+#[derive(Clone)]
+pub struct TenantKey {
+    key: Zeroizing<[u8; KEY_BYTES]>,
+}
+
+impl fmt::Debug for TenantKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TenantKey")
+    }
+}
+
+impl TenantKey {
+    /// A digest, in hexadecimal, that tells nothing of `parts` to who does not have the key. Other
+    /// parts, or the same bytes divided otherwise, have another one.
+    pub fn digest(&self, parts: &[&[u8]]) -> String {
+        let mut all: Vec<&[u8]> = vec![b"digest"];
+        all.extend(parts);
+        hex::encode(hmac(&self.key, &all).as_slice())
+    }
+
+    /// Seals `plain` under a name: what is sealed under one does not open under another. Each name has
+    /// a key of its own, so that the number of payloads of a tenant is not bounded by random nonces.
+    pub fn seal(&self, name: &str, plain: &[u8]) -> Sealed {
+        Sealed(STANDARD_NO_PAD.encode(encrypt(&self.cipher(name), plain, name.as_bytes())))
+    }
+
+    /// Opens what [`TenantKey::seal`] made under the same name.
+    pub fn open(&self, name: &str, sealed: &Sealed) -> Result<Vec<u8>, SealError> {
+        let bytes = STANDARD_NO_PAD
+            .decode(&sealed.0)
+            .map_err(|_| SealError::Malformed)?;
+        decrypt(&self.cipher(name), &bytes, name.as_bytes())
+    }
+
+    fn cipher(&self, name: &str) -> Aes256Gcm {
+        let key = hmac(&self.key, &[b"seal", name.as_bytes()]);
+        let key: &[u8; KEY_BYTES] = &key;
+        Aes256Gcm::new(key.into())
+    }
+}
+
+/// HMAC-SHA256 over the parts, each after its length.
+fn hmac(key: &[u8; KEY_BYTES], parts: &[&[u8]]) -> Zeroizing<[u8; KEY_BYTES]> {
+    let mut mac = <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key)
+        .unwrap_or_else(|_| unreachable!("HMAC takes a key of any length"));
+    for part in parts {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    }
+    Zeroizing::new(mac.finalize().into_bytes().into())
 }
 
 fn owner(tenant: &TenantId, session: &SessionId) -> String {
@@ -242,5 +335,27 @@ mod tests {
             key.open(&Sealed::from_stored("?")),
             Err(SealError::Malformed)
         );
+    }
+
+    #[test]
+    fn a_tenants_key_is_its_own_and_each_name_has_one() {
+        let tenant = |name: &str| name.parse::<TenantId>().unwrap();
+        let key = ring(&["a", "b"]).tenant_key(&tenant("acme"));
+        let sealed = key.seal("n", b"result");
+        let again = ring(&["a"]).tenant_key(&tenant("acme"));
+        assert_eq!(again.open("n", &sealed).unwrap(), b"result");
+        assert_eq!(again.digest(&[b"x", b"y"]), key.digest(&[b"x", b"y"]));
+        for (ids, name) in [(&["a"], "other"), (&["b"], "acme")] {
+            let other = ring(ids).tenant_key(&tenant(name));
+            assert_eq!(other.open("n", &sealed), Err(SealError::DoesNotOpen));
+            assert_ne!(other.digest(&[b"x", b"y"]), key.digest(&[b"x", b"y"]));
+        }
+        assert_eq!(key.open("m", &sealed), Err(SealError::DoesNotOpen));
+        assert_eq!(
+            key.open("n", &Sealed::from_stored("?")),
+            Err(SealError::Malformed)
+        );
+        assert_ne!(key.digest(&[b"x", b"y"]), key.digest(&[b"xy"]));
+        assert_ne!(key.digest(&[b"x", b"y"]), key.digest(&[b"", b"xy"]));
     }
 }

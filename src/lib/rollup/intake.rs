@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::batch::{Batches, Bounds};
-use super::row;
+use super::row::{self, Row};
 use crate::config::Settings;
 use crate::kafka::{Ack, Incoming, Sink};
-use crate::messages::{AuditRecord, FailureClass, Signer, Topic};
+use crate::messages::{FailureClass, Signer, Topic};
 
 /// Bytes of records after which a file is written, whatever their number.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -50,6 +50,8 @@ impl From<&Settings> for Limits {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) offset: i64,
+    /// When it came to the topic, in milliseconds since the epoch.
+    pub(super) produced_ms: u64,
     pub(super) content: Content,
     pub(super) ack: Ack,
 }
@@ -58,7 +60,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) enum Content {
     /// A row of a file.
-    Row(Box<AuditRecord>),
+    Row(Box<Row>),
     /// A dead letter.
     Unfit(Box<Unfit>),
 }
@@ -131,10 +133,11 @@ struct Intake {
 impl Sink for Intake {
     fn take(&self, record: Incoming, ack: Ack) {
         let (partition, offset) = (record.partition, record.offset);
+        let produced_ms = u64::try_from(record.timestamp_ms).unwrap_or(0);
         let epoch = (self.consumer, record.generation);
         let bytes = record.value.as_ref().map_or(0, bytes::Bytes::len);
         let content = match row::read(&record, &self.signer) {
-            Ok(audit) => Content::Row(Box::new(audit)),
+            Ok(row) => Content::Row(Box::new(row)),
             Err((class, error)) => Content::Unfit(Box::new(Unfit {
                 record,
                 class,
@@ -143,6 +146,7 @@ impl Sink for Intake {
         };
         let entry = Entry {
             offset,
+            produced_ms,
             content,
             ack,
         };

@@ -1,4 +1,4 @@
-//! Where a partition, its group and its chain of markers are, and whether that fits together.
+//! Where a partition, its group and its chain of manifests are, and whether that fits together.
 
 use super::writer::RollupError;
 use crate::kafka::KafkaSettings;

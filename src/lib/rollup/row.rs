@@ -1,14 +1,26 @@
 //! What a record of `audit.logs` holds, if it is to be believed. Pure.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
 use super::layout::has_place;
+use super::parquet::has_column;
 use crate::kafka::Incoming;
 use crate::messages::{AuditRecord, FailureClass, SCHEMA_VERSION, Signer};
 
+/// An audit record as a file keeps it.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// What this version knows of it.
+    pub(super) audit: AuditRecord,
+    /// The fields that have no column, as a JSON object: records may come from a later version.
+    pub(super) extra: Option<String>,
+}
+
 /// Verifies, then decodes.
-pub(super) fn read(
-    record: &Incoming,
-    signer: &Signer,
-) -> Result<AuditRecord, (FailureClass, String)> {
+pub(super) fn read(record: &Incoming, signer: &Signer) -> Result<Row, (FailureClass, String)> {
     let undecodable = |error: String| (FailureClass::Undecodable, error);
     let Some(value) = &record.value else {
         return Err(undecodable("the record has no value".to_owned()));
@@ -25,7 +37,22 @@ pub(super) fn read(
     if !has_place(audit.ts) {
         return Err(undecodable(format!("no time: {}", audit.ts)));
     }
-    Ok(audit)
+    let extra = extra(value).map_err(|error| undecodable(error.to_string()))?;
+    Ok(Row { audit, extra })
+}
+
+/// The members without a column of their own.
+fn extra(value: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(value)?;
+    let without = |name: &str| name != "v" && !has_column(name);
+    let extra: BTreeMap<_, _> = members
+        .into_iter()
+        .filter(|(name, _)| without(name))
+        .collect();
+    if extra.is_empty() {
+        return Ok(None);
+    }
+    serde_json::to_string(&extra).map(Some)
 }
 
 #[cfg(test)]
@@ -75,8 +102,24 @@ mod tests {
 
     #[test]
     fn a_signed_record_is_read() {
-        let audit = read(&incoming(RECORD), &signer()).unwrap();
-        assert_eq!((audit.id.as_str(), audit.ts), ("a", 5));
+        let row = read(&incoming(RECORD), &signer()).unwrap();
+        assert_eq!(
+            (row.audit.id.as_str(), row.audit.ts, row.extra),
+            ("a", 5, None)
+        );
+    }
+
+    #[test]
+    fn what_has_no_column_is_kept() {
+        let later = RECORD.replace("{\"v\"", "{\"later\":{\"a\": [1]},\"b\":null,\"v\"");
+        let row = read(&incoming(&later), &signer()).unwrap();
+        assert_eq!(
+            row.extra.as_deref(),
+            Some(r#"{"b":null,"later":{"a": [1]}}"#)
+        );
+        // Nor does it take the place of a column that only the roll-up fills.
+        let forged = RECORD.replace("{\"v\"", "{\"offset\":7,\"row_hash\":\"x\",\"v\"");
+        assert_eq!(read(&incoming(&forged), &signer()).unwrap().extra, None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Admit<'a> {
     pub kind: RunKind,
     /// Which worker has it first.
     pub stage: CommandKind,
-    /// JSON text of its specification.
+    /// JSON text of its specification, without `tools_allowed`, which the gate tells.
     pub spec: &'a str,
     /// Milliseconds since the epoch at which it times out.
     pub deadline: u64,
@@ -52,6 +52,9 @@ pub struct Admit<'a> {
     pub plan: Option<&'a Sealed>,
     /// JSON text of `run.queued`'s data, masked.
     pub queued: &'a str,
+    /// What a rebuild needs beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_state: Option<Sealed>,
     /// JSON text of the audit record.
     pub audit: &'a str,
 }
@@ -126,6 +129,8 @@ pub enum Cancel {
         status: Option<RunStatus>,
         /// What is to be produced.
         outbox: Vec<OutboxEntry>,
+        /// The kind of the run when it ended with this.
+        ended: Option<RunKind>,
     },
 }
 
@@ -218,6 +223,9 @@ pub struct SessionCreation<'a> {
     pub key_id: &'a KeyId,
     /// Generation of its event numbers.
     pub generation: u64,
+    /// The claim of the request that creates it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<super::Fence>,
 }
 
 #[derive(Serialize)]
@@ -378,6 +386,9 @@ impl Runs {
                 limits,
                 status,
                 outbox: reply.outbox(tenant)?,
+                ended: reply
+                    .next::<Option<String>>()?
+                    .and_then(|kind| RunKind::from_name(&kind)),
             }),
         }
     }
@@ -527,8 +538,7 @@ impl Runs {
             return Ok(Read::Refused(reply.refusal()?));
         }
         let limits = reply.limits()?;
-        let (role, _tools, _models): (String, String, String) =
-            (reply.next()?, reply.next()?, reply.next()?);
+        let role = reply.next()?;
         let now_ms = reply.next()?;
         Ok(Read::Found {
             limits,
@@ -571,16 +581,23 @@ impl Runs {
     }
 
     /// Creates a session; when it was created and when it expires, in milliseconds since the epoch.
+    /// `None` when another attempt at the same request has its claim by now: nothing is created then.
     pub async fn create_session(
         &self,
         tenant: &TenantId,
         creation: &SessionCreation<'_>,
-    ) -> Result<(u64, u64), StoreError> {
-        let (created, expires): (String, String) = self
+    ) -> Result<Option<(u64, u64)>, StoreError> {
+        let times: Vec<String> = self
             .redis
             .invoke(&scripts::SESSION_CREATE, tenant, creation, &self.settings)
             .await?;
-        Ok((created.parse().unwrap_or(0), expires.parse().unwrap_or(0)))
+        let [created, expires] = times.as_slice() else {
+            return Ok(None);
+        };
+        Ok(Some((
+            created.parse().unwrap_or(0),
+            expires.parse().unwrap_or(0),
+        )))
     }
 
     /// Erases a session and its runs; how many there were, and what is to be produced.

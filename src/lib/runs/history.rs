@@ -56,11 +56,9 @@ impl Runs {
         limit: usize,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let key = format!("{}:ev:{session}", self.redis.base(tenant));
-        let reply: StreamRangeReply = self
-            .redis
-            .connection()
-            .xrange_count(key, format!("({after}"), "+", limit)
-            .await?;
+        let mut connection = self.redis.connection();
+        let range = connection.xrange_count(key, format!("({after}"), "+", limit);
+        let reply: StreamRangeReply = self.redis.within(range).await?;
         let mut events = Vec::with_capacity(reply.ids.len());
         for mut entry in reply.ids {
             let Some(value) = entry.map.remove("e") else {

@@ -5,11 +5,13 @@
 //! Invariant: every run that is not terminal has exactly one timer, and every terminal run has told
 //! exactly one terminal event.
 
+mod claims;
 mod client;
 mod gate;
 mod history;
 mod money;
 mod outbox;
+mod rebuild;
 mod record;
 mod reply;
 mod scripts;
@@ -17,20 +19,22 @@ mod status;
 mod transition;
 mod view;
 
+pub use claims::{ClaimEnd, Claimed, Claiming, Fence};
 pub use client::{
     Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Redrive, Resolve, Resolved,
     SessionCreation,
 };
-pub use gate::{Gate, GateRule};
+pub use gate::Gate;
 pub use history::StoredEvent;
 pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};
+pub use rebuild::{RestoredRun, RestoredSession};
 pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{
     Acquire, Acquired, Begin, NewEvent, NewRecord, Next, Outcome, OverBudget, Recorded, Renewal,
-    Reservation, Settlement, Sweep, Transition,
+    Reservation, Settlement, Sweep, Swept, Transition,
 };
 pub use view::{RunView, SessionView};
 

@@ -99,6 +99,29 @@ impl Runs {
         })
     }
 
+    /// What the tenants that have a budget have spent in the current month.
+    pub async fn budgets(&self) -> Result<Vec<(TenantId, Spending)>, StoreError> {
+        let month = jiff::Timestamp::now().strftime("%Y%m").to_string();
+        let tenants = self.redis.tenants().await?;
+        let chunk = if self.redis.connection().is_cluster() {
+            1
+        } else {
+            1000
+        };
+        let mut budgets = Vec::new();
+        for tenants in tenants.chunks(chunk) {
+            let mut pipe = redis::pipe();
+            for tenant in tenants {
+                pipe.hexists(format!("{}:tenant", self.redis.base(tenant)), "budget");
+            }
+            let have: Vec<bool> = pipe.query_async(&mut self.redis.connection()).await?;
+            for (tenant, _) in tenants.iter().zip(have).filter(|(_, has)| *has) {
+                budgets.push((tenant.clone(), self.spending(tenant, &month).await?));
+            }
+        }
+        Ok(budgets)
+    }
+
     /// Sets what a tenant may spend in each month, and lets the warning of `month` come again.
     pub async fn set_budget(
         &self,

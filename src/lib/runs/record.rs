@@ -128,6 +128,9 @@ pub struct StepEntry {
     /// Milliseconds since the epoch at which it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_ms: Option<u64>,
+    /// Milliseconds since the epoch at which its next attempt is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<u64>,
     /// What it gave; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Sealed>,

@@ -15,6 +15,8 @@ pub struct Refusal {
     pub rule: String,
     /// Where the limits stand; empty before they were checked.
     pub limits: Vec<LimitRow>,
+    /// The role of the key; `None` when the key itself was refused.
+    pub role: Option<String>,
 }
 
 /// Where one rate limit stands after a request.
@@ -72,6 +74,7 @@ impl Reply {
             code: self.next()?,
             rule: self.next()?,
             limits: self.limits()?,
+            role: self.next()?,
         })
     }
 }

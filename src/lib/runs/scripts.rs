@@ -19,6 +19,8 @@ macro_rules! scripts {
 scripts! {
     ADMIT = "admit", GATE;
     CANCEL = "cancel", GATE;
+    CLAIM = "claim", GATE;
+    SETTLE = "settle";
     RESOLVE = "resolve", GATE;
     READ = "read", GATE;
     SESSION_READ = "session_read", GATE;
@@ -30,4 +32,5 @@ scripts! {
     RENEW = "renew";
     FLUSHED = "flushed";
     SWEEP = "sweep";
+    REBUILD = "rebuild";
 }

@@ -1,6 +1,7 @@
 //! The transitions that workers make.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use redis::{AsyncCommands, Value};
 use serde::Serialize;
@@ -304,13 +305,26 @@ pub enum Renewal {
     Lost,
 }
 
+/// One thing that a sweep did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swept {
+    /// `timed_out`, `cancelled`, `lease_expired`, `woken` or `reproduced`.
+    pub action: String,
+    /// The run.
+    pub run: String,
+    /// The kind of the run when it ended with this.
+    pub ended: Option<RunKind>,
+}
+
 /// What a sweep did.
 #[derive(Debug)]
 pub struct Sweep {
     /// What is to be produced.
     pub outbox: Vec<OutboxEntry>,
-    /// `(action, run)`: `timed_out`, `lease_expired`, `woken`, `reproduced`.
-    pub actions: Vec<(String, String)>,
+    /// What was done.
+    pub actions: Vec<Swept>,
+    /// Age of the oldest outbox entry among `outbox`; zero when there is none.
+    pub outbox_age: Duration,
 }
 
 impl Runs {
@@ -434,10 +448,19 @@ impl Runs {
         let outbox = reply.outbox(tenant)?;
         let flat: Vec<String> = reply.next()?;
         let actions = flat
-            .chunks_exact(2)
-            .map(|pair| (pair[0].clone(), pair[1].clone()))
+            .chunks_exact(3)
+            .map(|parts| Swept {
+                action: parts[0].clone(),
+                run: parts[1].clone(),
+                ended: RunKind::from_name(&parts[2]),
+            })
             .collect();
-        Ok(Sweep { outbox, actions })
+        let age_ms: u64 = reply.next()?;
+        Ok(Sweep {
+            outbox,
+            actions,
+            outbox_age: Duration::from_millis(age_ms),
+        })
     }
 
     /// The wrapped data key of a session; `None` when there is no such session.
@@ -447,18 +470,26 @@ impl Runs {
         session: &SessionId,
     ) -> Result<Option<String>, StoreError> {
         let key = format!("{}:ses:{session}", self.redis.base(tenant));
-        Ok(self.redis.connection().hget(key, "key").await?)
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.hget(key, "key")).await
     }
 
-    /// The tenants that have a timer whose time has come. One pipeline for all of them.
-    pub async fn tenants_with_due_timers(&self) -> Result<Vec<TenantId>, StoreError> {
+    /// The tenants that have a timer whose time has come, and for how long the oldest of each has been
+    /// due: in one pipeline, or on a cluster one command after the other, since their keys are of
+    /// different slots.
+    pub async fn tenants_with_due_timers(&self) -> Result<Vec<(TenantId, Duration)>, StoreError> {
         let tenants = self.redis.tenants().await?;
         let now = crate::runtime::clock::now_ms();
         let mut due = Vec::new();
-        for tenants in tenants.chunks(1000) {
+        let chunk = if self.redis.connection().is_cluster() {
+            1
+        } else {
+            1000
+        };
+        for tenants in tenants.chunks(chunk) {
             let mut pipe = redis::pipe();
             for tenant in tenants {
-                pipe.zrangebyscore_limit(
+                pipe.zrangebyscore_limit_withscores(
                     format!("{}:timers", self.redis.base(tenant)),
                     "-inf",
                     now,
@@ -466,14 +497,15 @@ impl Runs {
                     1,
                 );
             }
-            let answers: Vec<Vec<String>> = pipe.query_async(&mut self.redis.connection()).await?;
-            due.extend(
-                tenants
-                    .iter()
-                    .zip(answers)
-                    .filter(|(_, a)| !a.is_empty())
-                    .map(|(t, _)| t.clone()),
-            );
+            let answers: Vec<Vec<(String, f64)>> =
+                pipe.query_async(&mut self.redis.connection()).await?;
+            due.extend(tenants.iter().zip(answers).filter_map(|(tenant, oldest)| {
+                let (_, since_ms) = oldest.first()?;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a time
+                let since_ms = *since_ms as u64;
+                let waited = Duration::from_millis(now.saturating_sub(since_ms));
+                Some((tenant.clone(), waited))
+            }));
         }
         Ok(due)
     }

@@ -18,6 +18,7 @@ pub type Check =
 #[derive(Debug, Default)]
 struct State {
     stopping: bool,
+    closed: bool,
     dependencies: BTreeMap<&'static str, bool>,
 }
 
@@ -33,8 +34,8 @@ impl Health {
         let dependencies = dependencies.iter().map(|name| (*name, false)).collect();
         Self {
             state: Arc::new(Mutex::new(State {
-                stopping: false,
                 dependencies,
+                ..State::default()
             })),
         }
     }
@@ -49,6 +50,19 @@ impl Health {
             .set(f64::from(u8::from(well)));
     }
 
+    /// Says whether nothing may be taken in for now, although the dependencies answer.
+    pub fn close(&self, closed: bool) {
+        let before = std::mem::replace(&mut self.lock().closed, closed);
+        if before != closed {
+            tracing::warn!(closed, "intake");
+        }
+    }
+
+    /// Whether nothing may be taken in for now.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Says that the process is about to end: it is not ready from now on.
     pub fn stop(&self) {
         self.lock().stopping = true;
@@ -57,7 +71,8 @@ impl Health {
     /// Whether the process is ready, and how each dependency is.
     pub fn report(&self) -> (bool, BTreeMap<&'static str, bool>) {
         let state = self.lock();
-        let ready = !state.stopping && state.dependencies.values().all(|well| *well);
+        let ready =
+            !state.stopping && !state.closed && state.dependencies.values().all(|well| *well);
         (ready, state.dependencies.clone())
     }
 
@@ -98,6 +113,10 @@ mod tests {
         assert!(!health.report().0);
         health.set("kafka", true);
         health.set("redis", true);
+        assert!(health.report().0);
+        health.close(true);
+        assert!(!health.report().0 && health.is_closed());
+        health.close(false);
         assert!(health.report().0);
         health.stop();
         assert!(!health.report().0);

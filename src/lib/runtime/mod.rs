@@ -5,12 +5,14 @@
 //! deadline, offsets committed, producer flushed, telemetry flushed, exit code.
 
 pub mod clock;
+mod hangups;
 mod health;
 mod probe;
 mod shutdown;
 mod supervisor;
 
+pub use hangups::Hangups;
 pub use health::{Check, Health};
-pub use probe::{ProbeServer, bind};
-pub use shutdown::Shutdown;
+pub use probe::{Exposition, ProbeServer, bind};
+pub use shutdown::{Shutdown, on_hangup};
 pub use supervisor::Supervisor;

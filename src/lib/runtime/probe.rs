@@ -6,19 +6,22 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use axum::{Router, serve};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Health;
 
+/// Renders the metrics of the process in Prometheus' text format.
+pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// Serves probes.
 #[derive(Clone)]
 pub struct ProbeServer {
     health: Health,
-    metrics: PrometheusHandle,
+    metrics: Exposition,
 }
 
 impl std::fmt::Debug for ProbeServer {
@@ -31,7 +34,7 @@ impl std::fmt::Debug for ProbeServer {
 
 impl ProbeServer {
     /// Serves what `health` and `metrics` know.
-    pub fn new(health: Health, metrics: PrometheusHandle) -> Self {
+    pub fn new(health: Health, metrics: Exposition) -> Self {
         Self { health, metrics }
     }
 
@@ -80,10 +83,9 @@ async fn ready(State(server): State<ProbeServer>) -> Response {
 }
 
 async fn metrics(State(server): State<ProbeServer>) -> Response {
-    server.metrics.run_upkeep();
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],
-        server.metrics.render(),
+        (server.metrics)(),
     )
         .into_response()
 }

@@ -47,3 +47,21 @@ impl Shutdown {
         })
     }
 }
+
+/// Calls `act` on each SIGHUP, until `stop`.
+///
+/// # Errors
+/// When the signal cannot be heard.
+pub async fn on_hangup(stop: &CancellationToken, mut act: impl FnMut()) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            received = hangup.recv() => match received {
+                Some(()) => act(),
+                None => return Ok(()),
+            },
+        }
+    }
+}

@@ -270,7 +270,7 @@ impl Redis {
         let runs = format!("{}:dlqr", self.base(tenant));
         let mut history: Vec<IndexedLetter> = Vec::new();
         let mut before = letter.end.retry_of.clone();
-        while let Some(run) = before.filter(|_| history.len() < MAX_HISTORY) {
+        while let Some(run) = before.take().filter(|_| history.len() < MAX_HISTORY) {
             let id: Option<String> = self.connection().hget(&runs, run.as_str()).await?;
             let Some(id) = id else { break };
             let Some(earlier) = self.letter(tenant, &id).await? else {

@@ -1,27 +1,21 @@
 //! API keys in Redis.
 
-use redis::AsyncCommands;
+use std::collections::BTreeMap;
 
-use super::{Redis, StoreError};
+use redis::AsyncCommands;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::lock::Change;
+use super::{Lock, Redis, StoreError, network_bits};
 use crate::ids::{KeyId, TenantId};
-use crate::messages::KeyRecord;
+use crate::messages::{KeyPolicy, KeyRecord};
 
 impl Redis {
     /// Writes a key's record; the gate sees it from the next request on.
     pub async fn put_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
         let base = self.base(&record.tenant);
-        let text = |n: Option<u64>| n.map(|n| n.to_string()).unwrap_or_default();
-        let fields = [
-            ("name", record.name.clone()),
-            ("role", record.role.clone()),
-            ("status", record.status.clone()),
-            ("version", record.version.to_string()),
-            ("hash", record.hash.clone()),
-            ("old_hash", record.old_hash.clone().unwrap_or_default()),
-            ("old_until", text(record.old_until_ms)),
-            ("created", record.created_ms.to_string()),
-            ("expires", text(record.expires_ms)),
-        ];
+        let fields: Vec<_> = key_fields(record)?.into_iter().collect();
         let mut pipe = redis::pipe();
         pipe.atomic()
             .hset_multiple(format!("{base}:key:{}", record.key_id), &fields)
@@ -29,6 +23,18 @@ impl Redis {
             .sadd(format!("{base}:keys"), record.key_id.as_str())
             .ignore();
         Ok(pipe.query_async(&mut self.connection()).await?)
+    }
+
+    /// As [`Redis::put_key`], for a change that was made under the key's lock.
+    pub async fn change_key(&self, record: &KeyRecord, lock: Lock) -> Result<(), StoreError> {
+        let change = Change {
+            hash: format!("key:{}", record.key_id),
+            fields: key_fields(record)?,
+            gone: Vec::new(),
+            list: Some("keys"),
+            member: Some(record.key_id.as_str()),
+        };
+        lock.write(&change).await
     }
 
     /// A key's record and when it was last used, in milliseconds since the epoch.
@@ -57,6 +63,13 @@ impl Redis {
             old_until_ms: number("old_until"),
             created_ms: number("created").unwrap_or(0),
             expires_ms: number("expires"),
+            rotated_by: Some(text("rotated_by")).filter(|request| !request.is_empty()),
+            policy: KeyPolicy {
+                limits: parsed(&text("limits"))?,
+                tools_allowed: parsed(&text("tools"))?,
+                models_allowed: parsed(&text("models"))?,
+                ips_allowed: parsed(&text("ips"))?,
+            },
         };
         Ok(Some((record, number("used"))))
     }
@@ -74,4 +87,48 @@ impl Redis {
         ids.sort();
         Ok(ids)
     }
+}
+
+/// JSON text, or none.
+fn json<T: Serialize>(value: Option<&T>) -> Result<String, StoreError> {
+    let text = value.map(serde_json::to_string).transpose();
+    let text = text.map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(text.unwrap_or_default())
+}
+
+fn parsed<T: DeserializeOwned>(text: &str) -> Result<Option<T>, StoreError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value = serde_json::from_str(text);
+    value
+        .map(Some)
+        .map_err(|e| StoreError::Failed(format!("an API key's record: {e}")))
+}
+
+/// A key's record as the gate reads it.
+fn key_fields(record: &KeyRecord) -> Result<BTreeMap<&'static str, String>, StoreError> {
+    let text = |n: Option<u64>| n.map(|n| n.to_string()).unwrap_or_default();
+    let policy = &record.policy;
+    // What the gate compares, made of `ips`.
+    let nets = policy.ips_allowed.as_ref();
+    let nets: Option<Vec<String>> = nets.map(|nets| nets.iter().map(network_bits).collect());
+    let fields = [
+        ("name", record.name.clone()),
+        ("role", record.role.clone()),
+        ("status", record.status.clone()),
+        ("version", record.version.to_string()),
+        ("hash", record.hash.clone()),
+        ("old_hash", record.old_hash.clone().unwrap_or_default()),
+        ("old_until", text(record.old_until_ms)),
+        ("created", record.created_ms.to_string()),
+        ("expires", text(record.expires_ms)),
+        ("rotated_by", record.rotated_by.clone().unwrap_or_default()),
+        ("limits", json(policy.limits.as_ref())?),
+        ("tools", json(policy.tools_allowed.as_ref())?),
+        ("models", json(policy.models_allowed.as_ref())?),
+        ("ips", json(policy.ips_allowed.as_ref())?),
+        ("nets", json(nets.as_ref())?),
+    ];
+    Ok(fields.into())
 }

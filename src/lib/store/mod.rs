@@ -3,24 +3,36 @@
 //! Invariant: every key that a request or a run touches carries its tenant's hash tag, so that one
 //! script can touch them all, on a cluster too.
 
+mod address_bits;
+mod audit_heads;
+mod breakers;
+mod connection;
 mod dead_letters;
 mod keys;
+mod lock;
+mod rebuilding;
+mod results;
 mod script;
+mod tenants;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, FromRedisValue, RedisError};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Serialize;
 
 use crate::config::Settings;
 use crate::ids::TenantId;
 
+pub use address_bits::{address_bits, network_bits};
+pub use breakers::OpenBreaker;
+pub use connection::Connection;
 pub use dead_letters::{
     IndexedLetter, LetterCursor, LetterFilter, LetterGroup, MAX_LETTERS, Redriven,
 };
+pub use lock::Lock;
+pub use results::{Kept, Look, ResultName};
 pub use script::Script;
 
 /// Why Redis did not do what was asked.
@@ -56,8 +68,9 @@ impl From<RedisError> for StoreError {
 /// A shared, pipelined connection that restores itself.
 #[derive(Clone)]
 pub struct Redis {
-    connection: ConnectionManager,
+    connection: Connection,
     prefix: Arc<str>,
+    timeout: Duration,
 }
 
 impl std::fmt::Debug for Redis {
@@ -81,16 +94,10 @@ impl Redis {
         namespace: &str,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let client = redis::Client::open(url.expose_secret())?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let connection = ConnectionManager::new_lazy_with_config(client, config)?;
         Ok(Self {
-            connection,
+            connection: Connection::new(url, timeout)?,
             prefix: prefix(namespace).into(),
+            timeout,
         })
     }
 
@@ -105,7 +112,7 @@ impl Redis {
     }
 
     /// A connection for plain commands.
-    pub fn connection(&self) -> ConnectionManager {
+    pub fn connection(&self) -> Connection {
         self.connection.clone()
     }
 
@@ -120,14 +127,27 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let args = serde_json::to_string(args).map_err(|e| StoreError::Failed(e.to_string()))?;
         let mut connection = self.connection.clone();
-        let answer = script
-            .prepared()
-            .key(self.base(tenant))
-            .arg(args)
-            .arg(settings)
-            .invoke_async(&mut connection)
-            .await?;
-        Ok(answer)
+        let started = Instant::now();
+        let mut call = script.prepared();
+        call.key(self.base(tenant)).arg(args).arg(settings);
+        let answer = self.within(call.invoke_async(&mut connection)).await;
+        metrics::histogram!("agenthub_redis_script_ms", "script" => script.name())
+            .record(started.elapsed().as_secs_f64() * 1000.0);
+        if answer.is_err() {
+            metrics::counter!("agenthub_redis_errors_total", "script" => script.name())
+                .increment(1);
+        }
+        answer
+    }
+
+    /// What `command` gives. Connecting, loading a script and calling it have one timeout together.
+    pub async fn within<T>(
+        &self,
+        command: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, StoreError> {
+        let outcome = tokio::time::timeout(self.timeout, command).await;
+        let late = std::io::ErrorKind::TimedOut;
+        Ok(outcome.map_err(|_| StoreError::Unavailable(std::io::Error::from(late).into()))??)
     }
 
     /// Whether Redis answers.

@@ -142,8 +142,16 @@ impl EventStream {
         let Some(oldest) = self.read(BEGINNING, 1).await?.pop() else {
             return Ok(());
         };
-        let follows = oldest.id.generation == self.cursor.generation
-            && (oldest.id <= self.cursor || oldest.prev == Some(self.cursor));
+        let mut follows = oldest.id <= self.cursor || oldest.prev == Some(self.cursor);
+        if follows && oldest.id.generation != self.cursor.generation {
+            // The history was rebuilt, and its numbering began anew: is the cursor's one of its own?
+            let beginning = EventId {
+                generation: self.cursor.generation,
+                seq: 0,
+            };
+            let first = self.read(beginning, 1).await?.pop();
+            follows = first.is_some_and(|e| e.id.generation == self.cursor.generation);
+        }
         if !follows && self.cursor != BEGINNING {
             self.cursor = BEGINNING;
             self.ready.push_back(StreamItem::Truncated);

@@ -2,36 +2,36 @@
 //!
 //! Invariant: telemetry never fails or slows the work: what cannot be exported is dropped and counted.
 
+mod exposition;
+pub mod labels;
+mod log_filter;
 mod metrics_table;
 mod trace_context;
 
+pub use log_filter::LogFilter;
 pub use metrics_table::{Kind, METRICS, Metric};
 pub use trace_context::TraceContext;
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::Settings;
-
-/// Upper bounds of the latency histograms, in milliseconds.
-const LATENCY_BUCKETS_MS: &[f64] = &[
-    0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0,
-    30_000.0, 60_000.0, 300_000.0,
-];
 
 /// The telemetry of a process; flushed at its end.
 pub struct Telemetry {
     metrics: PrometheusHandle,
+    log_filter: LogFilter,
     tracer: Option<SdkTracerProvider>,
 }
 
@@ -49,7 +49,7 @@ impl Telemetry {
     /// # Errors
     /// A text that says what could not be set up.
     pub fn start(service: &'static str, settings: &Settings) -> Result<Self, String> {
-        let filter = EnvFilter::try_new(&settings.log).map_err(|e| format!("AGENTHUB_LOG: {e}"))?;
+        let (filter, log_filter) = LogFilter::new(&settings.log)?;
         let pretty = settings.log_format == "pretty";
         let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let logs = if pretty {
@@ -70,23 +70,33 @@ impl Telemetry {
             .map(|t| tracing_opentelemetry::layer().with_tracer(t.tracer("agenthub")));
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_subscriber::registry()
+            .with(filter)
             .with(spans)
             .with(logs)
-            .with(filter)
             .try_init()
             .map_err(|e| format!("logs: {e}"))?;
-        let metrics = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Suffix("_ms".to_owned()), LATENCY_BUCKETS_MS)
+        let metrics = exposition::builder()
             .and_then(PrometheusBuilder::install_recorder)
             .map_err(|e| format!("metrics: {e}"))?;
         metrics_table::describe();
+        labels::limit_tenants(settings.metrics_tenants);
         metrics::gauge!("agenthub_build_info", "version" => env!("CARGO_PKG_VERSION"), "service" => service).set(1.0);
-        Ok(Self { metrics, tracer })
+        Ok(Self {
+            metrics,
+            log_filter,
+            tracer,
+        })
     }
 
     /// Renders the metrics.
-    pub fn metrics(&self) -> PrometheusHandle {
-        self.metrics.clone()
+    pub fn metrics(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
+        let metrics = self.metrics.clone();
+        Arc::new(move || exposition::render(&metrics))
+    }
+
+    /// What is logged, to be changed while the process runs.
+    pub fn log_filter(&self) -> LogFilter {
+        self.log_filter.clone()
     }
 
     /// Sends what was not sent yet.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use super::{Effects, ToolSpec};
+use super::{CachePolicy, CacheScope, Effects, ToolSpec};
 use crate::plan::ArgsProblem;
 
 /// Every shipped tool, in the order in which models see them.
@@ -113,6 +113,7 @@ fn ads_metrics_mock() -> ToolSpec {
             }
         })),
         timeout: Duration::from_secs(5),
+        cache: None, // made again faster than looked up
     }
 }
 
@@ -146,6 +147,7 @@ fn retrieval() -> ToolSpec {
             }
         })),
         timeout: Duration::from_secs(30),
+        cache: None, // local, and what was added must be found at once
     }
 }
 
@@ -177,6 +179,7 @@ fn http_fetch() -> ToolSpec {
             }
         })),
         timeout: Duration::from_secs(15),
+        cache: Some(for_tenant(Duration::from_mins(1))),
     }
 }
 
@@ -210,7 +213,13 @@ fn summarize() -> ToolSpec {
             }
         })),
         timeout: Duration::from_mins(1),
+        cache: Some(for_tenant(Duration::from_mins(10))),
     }
+}
+
+fn for_tenant(ttl: Duration) -> CachePolicy {
+    let scope = CacheScope::Tenant;
+    CachePolicy { ttl, scope }
 }
 
 fn schema(body: &Value) -> Value {
@@ -256,6 +265,18 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn only_results_of_tools_without_effects_are_kept() {
+        for spec in all() {
+            let kept = spec.cache.is_some_and(|cache| !cache.ttl.is_zero());
+            assert!(
+                spec.cache.is_none() || kept && spec.effects == Effects::None,
+                "{}",
+                spec.name
+            );
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::net::{self, Class, Fetched, SafeClient};
@@ -35,6 +36,8 @@ const CONVERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Characters of text that are returned when the call does not say.
 const DEFAULT_CHARS: usize = 20_000;
+/// Characters of a title that are returned.
+const MAX_TITLE_CHARS: usize = 1000;
 
 /// Arguments of the tool.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -63,6 +66,9 @@ pub struct FetchedPage {
     pub truncated: bool,
     /// Bytes of the body that were read.
     pub bytes: usize,
+    /// For how long it may be used again; `None` when its server does not say.
+    #[serde(skip)]
+    pub fresh_for: Option<Duration>,
 }
 
 impl FetchedPage {
@@ -72,6 +78,31 @@ impl FetchedPage {
             self.text.truncate(end);
             self.truncated = true;
         }
+    }
+
+    /// Cuts the text so that the page as JSON has at most so many bytes: what is escaped is longer
+    /// than what it stands for.
+    pub fn limit_json(&mut self, max_bytes: usize) {
+        let length = |text: &str| serde_json::to_string(text).map_or(usize::MAX, |t| t.len());
+        let title = self.title.as_mut();
+        if let Some(title) = title.filter(|title| title.chars().count() > MAX_TITLE_CHARS) {
+            *title = title.chars().take(MAX_TITLE_CHARS).collect();
+            self.truncated = true;
+        }
+        let whole = serde_json::to_string(&*self).map_or(usize::MAX, |json| json.len());
+        if whole <= max_bytes {
+            return;
+        }
+        let room = max_bytes.saturating_sub(whole.saturating_sub(length(&self.text)));
+        let mut used = 2; // quotes
+        let end = self.text.char_indices().find(|(_, c)| {
+            used += length(c.encode_utf8(&mut [0; 4])) - 2;
+            used > room
+        });
+        if let Some((end, _)) = end {
+            self.text.truncate(end);
+        }
+        self.truncated = true;
     }
 }
 
@@ -117,16 +148,19 @@ impl FetchError {
 pub struct HttpFetch {
     client: SafeClient,
     max_text_bytes: usize,
+    max_output_bytes: usize,
     conversions: Arc<Semaphore>,
 }
 
 impl HttpFetch {
     /// A tool that fetches through the guarded client, whose limits should accept
-    /// [`CONTENT_TYPES`], and keeps at most `max_bytes` bytes of a page's text.
-    pub fn new(client: SafeClient, max_bytes: usize) -> Self {
+    /// [`CONTENT_TYPES`], keeps at most `max_bytes` bytes of a page's text, and gives at most
+    /// `max_output_bytes` of JSON.
+    pub fn new(client: SafeClient, max_bytes: usize, max_output_bytes: usize) -> Self {
         Self {
             client,
             max_text_bytes: max_bytes,
+            max_output_bytes,
             conversions: Arc::new(Semaphore::new(MAX_CONVERSIONS)),
         }
     }
@@ -162,6 +196,7 @@ impl HttpFetch {
             text,
             truncated,
             bytes: fetched.body.len(),
+            fresh_for: fetched.fresh_for,
         })
     }
 
@@ -190,6 +225,13 @@ impl Tool for HttpFetch {
         &catalogue::HTTP_FETCH
     }
 
+    /// The host: that one does not answer says nothing of the others.
+    fn target(&self, args: &Value) -> Option<String> {
+        let url = url::Url::parse(args.get("url")?.as_str()?).ok()?;
+        let port = url.port_or_known_default()?;
+        Some(format!("{}:{port}", url.host_str()?))
+    }
+
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, ToolError> {
         let args: Args = serde_json::from_value(call.args)
             .map_err(|error| ToolError::permanent("invalid_arguments", error.to_string()))?;
@@ -205,9 +247,15 @@ impl Tool for HttpFetch {
             message: error.to_string(),
         })?;
         page.limit_chars(args.max_chars.unwrap_or(DEFAULT_CHARS));
+        page.limit_json(self.max_output_bytes);
+        let fresh_for = page.fresh_for;
         let value = serde_json::to_value(page)
             .map_err(|error| ToolError::permanent("unreadable_page", error.to_string()))?;
-        Ok(value.into())
+        Ok(ToolOutput {
+            value,
+            usage: None,
+            fresh_for,
+        })
     }
 }
 
@@ -236,7 +284,7 @@ mod tests {
             content_types: CONTENT_TYPES,
         };
         let policy = Policy::new(AllowList::parse(allow).unwrap());
-        HttpFetch::new(SafeClient::new(policy, limits).unwrap(), max_bytes)
+        HttpFetch::new(SafeClient::new(policy, limits).unwrap(), max_bytes, 4096)
     }
 
     fn page(content_type: &'static str, body: &'static str) -> axum::routing::MethodRouter {
@@ -263,6 +311,7 @@ mod tests {
                 text: "# Menu\n\nCod \u{e9}".into(),
                 truncated: false,
                 bytes: html.len(),
+                fresh_for: None,
             }
         );
     }
@@ -326,6 +375,55 @@ mod tests {
             (whole.text.as_str(), whole.truncated),
             ("\u{e9}\u{e9}\u{e9}", false)
         );
+    }
+
+    #[test]
+    fn a_page_is_cut_to_what_its_json_may_have() {
+        let page = |text: String, title: &str| FetchedPage {
+            url: "http://a/".into(),
+            status: 200,
+            content_type: "text/plain".into(),
+            title: Some(title.into()),
+            text,
+            truncated: false,
+            bytes: 0,
+            fresh_for: None,
+        };
+        for piece in ["a", "\u{1}", "\"", "\u{e9}", "\u{1f600}", "a\u{1}\u{e9}"] {
+            for (count, max) in [
+                (10_usize, 4096_usize),
+                (2000, 1000),
+                (2000, 1001),
+                (2000, 1007),
+            ] {
+                let mut cut = page(piece.repeat(count), "T");
+                let before = serde_json::to_string(&cut).unwrap().len();
+                cut.limit_json(max);
+                let after = serde_json::to_string(&cut).unwrap().len();
+                assert!(after <= max, "{piece:?} {count} {max}: {after}");
+                assert_eq!(cut.truncated, before > max);
+                // No more than one character and its escapes too short ("false" became "true").
+                assert!(before <= max || after + 13 > max, "{piece:?}: {after}");
+                assert!(piece.repeat(count).starts_with(&cut.text));
+            }
+        }
+        let mut titled = page("text".into(), &"t".repeat(5000));
+        titled.limit_json(4096);
+        assert_eq!(titled.title.unwrap().len(), MAX_TITLE_CHARS);
+        assert_eq!((titled.text.as_str(), titled.truncated), ("text", true));
+    }
+
+    #[test]
+    fn a_call_is_for_a_host() {
+        let tool = tool(&[], 100);
+        let target = |url: &str| tool.target(&serde_json::json!({ "url": url }));
+        assert_eq!(
+            target("https://Example.org/a?b#c").as_deref(),
+            Some("example.org:443")
+        );
+        assert_eq!(target("http://[::1]:81/").as_deref(), Some("[::1]:81"));
+        assert_eq!(target("data:x"), None);
+        assert_eq!(tool.target(&serde_json::json!({})), None);
     }
 
     #[tokio::test]

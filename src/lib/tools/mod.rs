@@ -50,6 +50,27 @@ pub struct ToolSpec {
     pub parameters: Value,
     /// How long one attempt may take when neither step nor setting says so.
     pub timeout: Duration,
+    /// Whether and how results are kept for other calls with the same arguments. Only a tool without
+    /// effects may declare it.
+    pub cache: Option<CachePolicy>,
+}
+
+/// How results of a tool are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachePolicy {
+    /// How long, where neither the setting nor the result says less.
+    pub ttl: Duration,
+    /// For whom.
+    pub scope: CacheScope,
+}
+
+/// For whom results of a tool are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheScope {
+    /// For the tenant whose run made the call.
+    Tenant,
+    /// For everybody: the result depends on the arguments alone, and they tell nothing of who asks.
+    Global,
 }
 
 /// One attempt of a step.
@@ -78,6 +99,9 @@ pub struct ToolOutput {
     pub value: Value,
     /// What a model call inside the tool used; unknown when the provider did not say.
     pub usage: Option<Usage>,
+    /// For how long the other side lets the result be kept; nothing forbids it. It says nothing when
+    /// absent.
+    pub fresh_for: Option<Duration>,
 }
 
 /// The model call that a tool makes within one of its own: at most one.
@@ -93,7 +117,10 @@ pub struct ModelUse {
 
 impl From<Value> for ToolOutput {
     fn from(value: Value) -> Self {
-        Self { value, usage: None }
+        Self {
+            value,
+            ..Self::default()
+        }
     }
 }
 
@@ -158,6 +185,18 @@ impl ToolError {
 pub trait Tool: Send + Sync {
     /// What is known of the tool.
     fn spec(&self) -> &ToolSpec;
+
+    /// Which of the things outside that the tool reaches a call with these arguments is for, such as a
+    /// host: that one of them fails says nothing of the others. `None` when the tool is one thing.
+    fn target(&self, _args: &Value) -> Option<String> {
+        None
+    }
+
+    /// What a result depends on besides tenant and arguments, such as the account or the model that is
+    /// used: results are kept apart by it.
+    fn credential_scope(&self) -> String {
+        String::new()
+    }
 
     /// The model call that a call with these arguments makes; it is paid for from the run's budget, so
     /// that it is reserved before the call.

@@ -59,6 +59,10 @@ impl Tool for Summarize {
         &catalogue::SUMMARIZE
     }
 
+    fn credential_scope(&self) -> String {
+        format!("{}/{}", self.model, self.max_output_tokens)
+    }
+
     fn model_use(&self, args: &Value) -> Option<ModelUse> {
         let (request, _) = self.request(args.clone()).ok()?;
         Some(ModelUse {
@@ -85,7 +89,11 @@ impl Tool for Summarize {
         if cut {
             value["text_cut"] = json!(true);
         }
-        Ok(ToolOutput { value, usage })
+        Ok(ToolOutput {
+            value,
+            usage,
+            fresh_for: None,
+        })
     }
 }
 

@@ -8,9 +8,13 @@ use futures_util::FutureExt;
 use serde_json::Value;
 use tracing::Instrument;
 
+use super::breakers::Permit;
+use super::results::{Entry, Origin, Results};
 use super::spending::Spent;
+use crate::executor::breaker::Verdict;
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::llm::is_unbilled;
+use crate::telemetry::labels;
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// What an attempt needs.
@@ -26,6 +30,10 @@ pub(super) struct Attempt {
     pub(super) tenant: TenantId,
     pub(super) session_id: SessionId,
     pub(super) run_id: RunId,
+    /// Leave of the tool's circuit breaker, or how long it is to be waited for.
+    pub(super) permit: Result<Permit, Duration>,
+    /// Where the result may be kept.
+    pub(super) kept: Option<(Arc<Results>, Entry)>,
 }
 
 /// How it ended.
@@ -35,6 +43,10 @@ pub(super) struct Attempted {
     pub(super) duration: Duration,
     /// Whether the call was made at all.
     pub(super) called: bool,
+    /// Where the outcome came from.
+    pub(super) origin: Origin,
+    /// Whether the worker was lost, and not the call: that uses up no attempt.
+    pub(super) lost: bool,
 }
 
 impl Attempted {
@@ -61,9 +73,11 @@ impl Attempt {
             step_id = %step_id,
             attempt = self.number,
         );
-        let (called, outcome) = self.call().instrument(span).await;
+        let (made, outcome) = self.get().instrument(span).await;
         let duration = started.elapsed();
+        let called = made == Some(Origin::Call);
         let result = match &outcome {
+            Ok(_) if !called => "cached",
             Ok(_) => "ok",
             Err(error) => match error.class {
                 ToolErrorClass::Refused => "refused",
@@ -71,21 +85,33 @@ impl Attempt {
                 ToolErrorClass::Permanent => "permanent",
             },
         };
-        metrics::counter!("agenthub_tool_executions_total", "tool" => tool.clone(), "outcome" => result).increment(1);
-        metrics::histogram!("agenthub_tool_duration_ms", "tool" => tool)
-            .record(duration.as_secs_f64() * 1000.0);
+        // A plan of an older version may name any tool.
+        let tool = if catalogue::find(&tool).is_some() {
+            metrics::SharedString::from(tool)
+        } else {
+            metrics::SharedString::const_str(labels::OTHER)
+        };
+        metrics::counter!("agenthub_tool_executions_total", "tool" => tool.clone(), "outcome" => result)
+            .increment(1);
+        if called {
+            metrics::histogram!("agenthub_tool_duration_ms", "tool" => tool)
+                .record(duration.as_secs_f64() * 1000.0);
+        }
         Attempted {
             step_id,
             outcome,
             duration,
             called,
+            origin: made.unwrap_or(Origin::Call),
+            lost: false,
         }
     }
 
-    async fn call(self) -> (bool, Result<ToolOutput, ToolError>) {
+    /// The outcome, and where it came from; from nowhere when no call was to be made.
+    async fn get(self) -> (Option<Origin>, Result<ToolOutput, ToolError>) {
         let args = match self.args {
             Ok(args) => args,
-            Err(error) => return (false, Err(error)),
+            Err(error) => return (None, Err(error)),
         };
         // A plan is checked when it is made; only now are the values of its references known.
         if let Err(problems) = catalogue::validate_args(&self.tool_name, &args) {
@@ -93,19 +119,19 @@ impl Attempt {
                 .iter()
                 .map(|p| format!("{}: {}", p.path, p.message))
                 .collect();
-            return (
-                false,
-                Err(ToolError::permanent("invalid_arguments", texts.join("; "))),
-            );
+            let error = ToolError::permanent("invalid_arguments", texts.join("; "));
+            return (None, Err(error));
         }
         let Some(tool) = self.tool else {
+            let message = "this executor does not have the tool";
             return (
-                false,
-                Err(ToolError::permanent(
-                    "tool_not_available",
-                    "this executor does not have the tool",
-                )),
+                None,
+                Err(ToolError::permanent("tool_not_available", message)),
             );
+        };
+        let permit = match self.permit {
+            Ok(permit) => permit,
+            Err(wait) => return (None, Err(held_back(wait))),
         };
         let call = ToolCall {
             idempotency_key: format!("{}/{}", self.run_id, self.step_id),
@@ -116,26 +142,104 @@ impl Attempt {
             attempt: self.number,
             args,
         };
-        let call = AssertUnwindSafe(tool.call(call)).catch_unwind();
-        let outcome = match tokio::time::timeout(self.limit, call).await {
-            Err(_) => Err(ToolError::transient(
-                "tool_timeout",
-                format!("no result within {} ms", self.limit.as_millis()),
-            )),
-            Ok(Err(_)) => Err(ToolError::permanent(
-                "tool_panicked",
-                "the tool failed in an unforeseen way",
-            )),
-            Ok(Ok(outcome)) => outcome,
+        let call = made(tool, call, self.limit, self.max_output_bytes);
+        let (origin, outcome) = match &self.kept {
+            Some((results, entry)) => results.get(entry, self.limit / 2, call).await,
+            None => (Origin::Call, call.await),
         };
-        let outcome = outcome.and_then(|output| {
-            let bytes = output.value.to_string().len();
-            if bytes <= self.max_output_bytes {
-                return Ok(output);
-            }
-            let message = format!("{bytes} bytes; at most {} are kept", self.max_output_bytes);
-            Err(ToolError::permanent("output_too_large", message))
+        permit.report(match origin {
+            Origin::Call => verdict(&outcome),
+            Origin::Cache | Origin::Shared => Verdict::Nothing,
         });
-        (true, outcome)
+        (Some(origin), outcome)
+    }
+}
+
+/// Makes the call. It never panics, ends within the limit from now on, and gives no more than it may.
+fn made(
+    tool: Arc<dyn Tool>,
+    call: ToolCall,
+    limit: Duration,
+    max_output_bytes: usize,
+) -> impl Future<Output = Result<ToolOutput, ToolError>> {
+    let deadline = tokio::time::Instant::now() + limit;
+    async move {
+        let call = AssertUnwindSafe(tool.call(call)).catch_unwind();
+        let output = match tokio::time::timeout_at(deadline, call).await {
+            Err(_) => {
+                let message = format!("no result within {} ms", limit.as_millis());
+                return Err(ToolError::transient("tool_timeout", message));
+            }
+            Ok(Err(_)) => {
+                let message = "the tool failed in an unforeseen way";
+                return Err(ToolError::permanent(PANICKED, message));
+            }
+            Ok(Ok(outcome)) => outcome?,
+        };
+        let bytes = output.value.to_string().len();
+        if bytes <= max_output_bytes {
+            return Ok(output);
+        }
+        let message = format!("{bytes} bytes; at most {max_output_bytes} are kept");
+        Err(ToolError::permanent("output_too_large", message))
+    }
+}
+
+const PANICKED: &str = "tool_panicked";
+
+fn held_back(wait: Duration) -> ToolError {
+    ToolError {
+        class: ToolErrorClass::Transient {
+            retry_after: Some(wait),
+        },
+        code: "breaker_open",
+        message: "the tool fails too often to be called now".to_owned(),
+    }
+}
+
+/// What the outcome of a call says of the other side. One that answers with a refusal of its own, such
+/// as "not found", works; a rule of ours says nothing of it.
+fn verdict(outcome: &Result<ToolOutput, ToolError>) -> Verdict {
+    match outcome {
+        Ok(_) => Verdict::Success,
+        Err(error) => match error.class {
+            ToolErrorClass::Refused => Verdict::Nothing,
+            ToolErrorClass::Transient { .. } => Verdict::Failure,
+            ToolErrorClass::Permanent if error.code == PANICKED => Verdict::Failure,
+            ToolErrorClass::Permanent => Verdict::Success,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_other_side_does_is_held_against_it() {
+        let error = |class, code| {
+            Err(ToolError {
+                class,
+                code,
+                message: String::new(),
+            })
+        };
+        let transient = ToolErrorClass::Transient { retry_after: None };
+        for (outcome, expected) in [
+            (Ok(ToolOutput::default()), Verdict::Success),
+            (error(transient, "connect_failed"), Verdict::Failure),
+            (error(transient, "tool_timeout"), Verdict::Failure),
+            (error(ToolErrorClass::Permanent, PANICKED), Verdict::Failure),
+            (
+                error(ToolErrorClass::Permanent, "http_status"),
+                Verdict::Success,
+            ),
+            (
+                error(ToolErrorClass::Refused, "address_not_global"),
+                Verdict::Nothing,
+            ),
+        ] {
+            assert_eq!(verdict(&outcome), expected, "{outcome:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::runs::NewRecord;
 /// One call of a model or a tool.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
-    /// `model_call` or `tool_call`.
+    /// `model_call`, `tool_call`, or `tool_cached` where a kept result was used instead.
     pub(super) action: &'a str,
     /// The model or the tool.
     pub(super) target: &'a str,
@@ -48,6 +48,7 @@ impl Owned {
             id: Uuid::now_v7().to_string(),
             ts: self.context.now_ms(),
             action: call.action.to_owned(),
+            count: 1,
             tenant: Some(spec.tenant.clone()),
             key_id: Some(spec.key_id.clone()),
             role: None,

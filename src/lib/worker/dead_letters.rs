@@ -35,9 +35,9 @@ pub(super) fn class_of(decision: RetryDecision) -> Option<FailureClass> {
         RetryDecision::GiveUp { reason } => match reason {
             GiveUpReason::Refused => None,
             GiveUpReason::Permanent => Some(FailureClass::Permanent),
-            GiveUpReason::AttemptsExhausted | GiveUpReason::Deadline => {
-                Some(FailureClass::AttemptsExhausted)
-            }
+            GiveUpReason::AttemptsExhausted
+            | GiveUpReason::RunRetriesExhausted
+            | GiveUpReason::Deadline => Some(FailureClass::AttemptsExhausted),
         },
         RetryDecision::Retry { .. } => None,
     }
@@ -54,6 +54,8 @@ pub(super) struct Ending<'a> {
     pub(super) code: &'a str,
     pub(super) tool: Option<&'a str>,
     pub(super) step: Option<&'a str>,
+    /// State of the tool's circuit breaker.
+    pub(super) breaker: Option<&'static str>,
 }
 
 impl Owned {
@@ -74,7 +76,7 @@ impl Owned {
             code: Some(ending.code.to_owned()),
             tool: ending.tool.map(str::to_owned),
             step_id: ending.step.map(str::to_owned),
-            breaker: None,
+            breaker: ending.breaker.map(str::to_owned),
             retry_of: spec.retry_of.clone(),
         };
         let value = match serde_json::to_string(&letter) {

@@ -6,23 +6,29 @@
 
 mod attempt;
 mod audit;
+mod breakers;
 mod command;
 mod context;
 mod dead_letters;
 mod execution;
 mod lease;
+mod llm_router;
 mod model_call;
 mod owned;
 mod planning;
 mod progress;
+mod results;
 mod spending;
 mod sweeper;
 mod telling;
 
+pub use breakers::{Breakers, Guarded, Permit};
 pub use context::WorkerContext;
 pub use execution::Execution;
 pub use lease::Leases;
+pub use llm_router::{LlmRouter, Route, Tried};
 pub use planning::Planning;
+pub use results::Results;
 pub use sweeper::Sweeper;
 
 use std::sync::Arc;
@@ -62,6 +68,14 @@ impl Work {
         match self {
             Self::Plan(_) => CommandKind::Plan,
             Self::Execute(_) => CommandKind::Execute,
+        }
+    }
+
+    /// Reads what a tenant's runs are held back by.
+    async fn look_around(&self, tenant: &TenantId) {
+        match self {
+            Self::Plan(_) => {}
+            Self::Execute(execution) => execution.look_around(tenant).await,
         }
     }
 
@@ -188,6 +202,7 @@ impl Worker {
             let attempt = async {
                 if prepared.is_none() {
                     let key = context.data_key(&spec.tenant, &spec.session_id).await?;
+                    self.work.look_around(&spec.tenant).await;
                     prepared = key.map(|key| self.work.prepare(command, &key, &context.prices));
                 }
                 // Without a key the session is erased: the script will say so.
@@ -257,6 +272,7 @@ impl Worker {
             code,
             tool: None,
             step: None,
+            breaker: None,
         });
         transition.next = Some(Next::End {
             status: RunStatus::Failed,

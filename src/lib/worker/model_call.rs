@@ -1,6 +1,5 @@
 //! Calls of the model: bounded, reserved, made, settled. Each attempt is a call of its own.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -10,20 +9,31 @@ use tracing::Instrument;
 use super::audit::Call;
 use super::dead_letters::class_of;
 use super::lease::Signal;
+use super::llm_router::{LlmRouter, Route, Tried};
 use super::owned::{Owned, Standing};
 use super::spending::{Bounded, Cost, Spent};
 use crate::config::Settings;
+use crate::executor::breaker::ASK_AGAIN;
 use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
+use crate::llm::fallback::Choice;
 use crate::llm::{
-    ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, input_bound_tokens, is_unbilled,
+    ChatAnswer, ChatRequest, LlmError, LlmErrorClass, input_bound_tokens, is_unbilled,
 };
 use crate::messages::FailureClass;
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
+use crate::telemetry::labels;
 use crate::tools::{Effects, ToolErrorClass};
 
 /// A wait beyond this holds no worker: the run is parked.
 pub(super) const PARK_BEYOND: Duration = Duration::from_secs(30);
+
+/// As [`PARK_BEYOND`], for a circuit breaker: what fails makes many wait at once, and their places in
+/// this worker are other tenants' too.
+pub(super) const PARK_HELD_BEYOND: Duration = Duration::from_secs(5);
+
+/// The model did not answer in time.
+const TIMEOUT: &str = "llm_timeout";
 
 /// Bounds the call `number` of a run.
 pub(super) fn bound(
@@ -77,7 +87,7 @@ pub(super) enum Why {
 /// The model calls of one run under one owner.
 pub(super) struct ModelCalls<'r> {
     run: &'r Owned,
-    llm: &'r Arc<dyn LlmClient>,
+    llm: &'r LlmRouter,
     settings: &'r Settings,
     /// Calls that the run may make, failed ones included.
     max: u32,
@@ -91,7 +101,7 @@ impl<'r> ModelCalls<'r> {
     /// Goes on where the run is. `first` is the call that the acquire was to reserve.
     pub(super) fn new(
         run: &'r Owned,
-        llm: &'r Arc<dyn LlmClient>,
+        llm: &'r LlmRouter,
         settings: &'r Settings,
         max: u32,
         first: Option<Bounded>,
@@ -117,8 +127,9 @@ impl<'r> ModelCalls<'r> {
         self.max.saturating_sub(self.made)
     }
 
-    /// Asks the model, again after failures that another attempt may not repeat. `transition` is
-    /// recorded with the reservation of the next call.
+    /// Asks the model, again after failures that another attempt may not repeat: the next endpoint at
+    /// once, and all of them again after a wait. `transition` is recorded with the reservation of the
+    /// next call.
     pub(super) async fn ask(
         &mut self,
         request: &ChatRequest,
@@ -126,29 +137,50 @@ impl<'r> ModelCalls<'r> {
         signal: &mut watch::Receiver<Signal>,
     ) -> Result<Answered<'r>, Unanswered<'r>> {
         let mut attempt = 0;
+        let mut tried = Tried::default();
         loop {
-            attempt += 1;
-            let bounded = match self.reserved.take() {
-                Some(bounded) => {
-                    self.run.not_recorded(transition);
-                    bounded
+            let chosen = self.llm.choose(&request.model, &tried, None, |_| None);
+            let route = match chosen.await {
+                Ok(route) => route,
+                Err(choice) => {
+                    self.give_back(&mut transition, "breaker_open");
+                    tried = Tried::default();
+                    match hold_on(choice, signal).await {
+                        Ok(()) => continue,
+                        Err(why) => return Err(Unanswered { why, transition }),
+                    }
                 }
-                None => self.reserve(request, transition).await?,
+            };
+            attempt += 1;
+            let request = &ChatRequest {
+                model: route.model.clone(),
+                ..request.clone()
+            };
+            let reserved = self.reserved.take_if(|call| call.model == request.model);
+            let bounded = if let Some(bounded) = reserved {
+                self.run.not_recorded(transition);
+                bounded
+            } else {
+                self.give_back(&mut transition, "breaker_open");
+                self.reserve(request, transition).await?
             };
             let started = Instant::now();
-            let outcome = match self.call(request, signal).await {
+            let outcome = match self.call(&route, request, signal).await {
                 Ok(outcome) => outcome,
                 Err(why) => {
                     let transition = self.run.transition();
                     return Err(Unanswered { why, transition });
                 }
             };
+            let place = route.place;
+            let hurried = self.run.longest_call() < self.settings.llm_timeout_ms.duration();
+            match &outcome {
+                // The run's end was near: that says nothing of the endpoint.
+                Err(error) if hurried && error.code == TIMEOUT => drop(route),
+                _ => route.report(&outcome),
+            }
             let took = started.elapsed();
-            let result = if outcome.is_ok() { "ok" } else { "error" };
-            metrics::counter!("agenthub_llm_calls_total", "model" => request.model.clone(), "outcome" => result)
-                .increment(1);
-            metrics::histogram!("agenthub_llm_duration_ms", "model" => request.model.clone())
-                .record(took.as_secs_f64() * 1000.0);
+            count(&request.model, outcome.is_ok(), took);
             transition = self.run.transition();
             transition.progress = true;
             let spent = match &outcome {
@@ -180,10 +212,17 @@ impl<'r> ModelCalls<'r> {
                 Err(error) => error,
             };
             tracing::warn!(code = error.code, attempt, "the model call failed");
+            tried.failed(place, error.class);
             let stopped = match self.after(&error, attempt) {
+                RetryDecision::Retry { .. } if self.llm.has_another(&request.model, &tried) => {
+                    continue;
+                }
                 RetryDecision::Retry { after } if after > PARK_BEYOND => Why::Park { after },
                 RetryDecision::Retry { after } => match wait(after, signal).await {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        tried = Tried::default();
+                        continue;
+                    }
                     Err(why) => why,
                 },
                 decision @ (RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown) => {
@@ -199,6 +238,22 @@ impl<'r> ModelCalls<'r> {
                 transition,
             });
         }
+    }
+
+    /// Settles the call that the acquire reserved, when it is not made.
+    fn give_back(&mut self, transition: &mut Transition<'r>, rule: &str) {
+        let Some(bounded) = self.reserved.take() else {
+            return;
+        };
+        let audit = Call {
+            action: "model_call",
+            target: &bounded.model,
+            cost: Cost::default(),
+            duration_ms: 0,
+            refused_by: Some(rule),
+        };
+        let (settlement, _) = self.run.settle(&bounded, Spent::Nothing, audit);
+        transition.settle.push(settlement);
     }
 
     /// Reserves the next call together with what the transition holds.
@@ -252,6 +307,7 @@ impl<'r> ModelCalls<'r> {
             may_have_arrived: true,
             attempt,
             max_attempts: self.settings.max_attempts.min(attempt + self.left()),
+            retries_left: u32::MAX, // `max` is the run's limit
             remaining: Duration::from_millis(self.run.remaining_ms()),
             chance: rand::rng().random(),
         })
@@ -260,6 +316,7 @@ impl<'r> ModelCalls<'r> {
     /// One attempt. A graceful cancellation lets it end; a forced one drops it.
     async fn call(
         &self,
+        route: &Route,
         request: &ChatRequest,
         signal: &mut watch::Receiver<Signal>,
     ) -> Result<Result<ChatAnswer, LlmError>, Why> {
@@ -273,7 +330,7 @@ impl<'r> ModelCalls<'r> {
             gen_ai.operation.name = "chat",
             gen_ai.request.model = %request.model,
         );
-        let call = self.llm.chat(request.clone()).instrument(span);
+        let call = route.client.chat(request.clone()).instrument(span);
         let call = tokio::time::timeout(limit, call);
         tokio::pin!(call);
         loop {
@@ -281,7 +338,7 @@ impl<'r> ModelCalls<'r> {
                 answer = &mut call => {
                     return Ok(answer.unwrap_or_else(|_| Err(LlmError {
                         class: LlmErrorClass::Transient { retry_after: None },
-                        code: "llm_timeout",
+                        code: TIMEOUT,
                         message: "the model did not answer in time".to_owned(),
                     })));
                 }
@@ -298,10 +355,38 @@ impl<'r> ModelCalls<'r> {
     }
 }
 
+fn count(model: &str, answered: bool, took: Duration) {
+    let outcome = if answered { "ok" } else { "error" };
+    let model = labels::model(model);
+    metrics::counter!("agenthub_llm_calls_total", "model" => model.clone(), "outcome" => outcome)
+        .increment(1);
+    metrics::histogram!("agenthub_llm_duration_ms", "model" => model)
+        .record(took.as_secs_f64() * 1000.0);
+}
+
 /// The number of the last model call that was reserved.
 fn last_call(fields: &Fields) -> u32 {
     let numbers = fields.calls().filter_map(|call| call.parse().ok());
     numbers.max().unwrap_or(0)
+}
+
+/// Waits until an endpoint may be asked, or says that the run is to be parked meanwhile.
+async fn hold_on(choice: Choice, signal: &mut watch::Receiver<Signal>) -> Result<(), Why> {
+    let after = match choice {
+        Choice::Wait(after) => after,
+        // Another call took the last place for a probe; without a budget, nothing else comes up.
+        Choice::Ask(_) | Choice::Exhausted | Choice::Unaffordable | Choice::Final => ASK_AGAIN,
+    };
+    // Apart from each other, or all who were held back would come back at once.
+    let after = after.mul_f64(rand::rng().random_range(1.0..1.1)) + Duration::from_millis(20);
+    tracing::info!(
+        wait_ms = after.as_millis(),
+        "no endpoint of the model may be asked now"
+    );
+    if after > PARK_HELD_BEYOND {
+        return Err(Why::Park { after });
+    }
+    wait(after, signal).await
 }
 
 async fn wait(time: Duration, signal: &mut watch::Receiver<Signal>) -> Result<(), Why> {

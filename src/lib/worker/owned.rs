@@ -15,6 +15,7 @@ use crate::privacy::DataKey;
 use crate::runs::{
     Acquired, CancelMode, Fields, Next, OutboxEntry, Outcome, OverBudget, Recorded, Transition,
 };
+use crate::telemetry::labels;
 
 /// Time for a sweeper to end a run whose deadline has come, and for clocks that differ.
 const DEADLINE_GRACE: Duration = Duration::from_secs(5);
@@ -216,8 +217,10 @@ impl Owned {
         let spec = &self.command.spec;
         let duration_ms = self.context.now_ms().saturating_sub(spec.created_ms);
         let kind = spec.kind.as_str();
-        metrics::counter!("agenthub_runs_total", "kind" => kind, "outcome" => outcome).increment(1);
-        metrics::histogram!("agenthub_run_duration_ms", "kind" => kind)
+        metrics::counter!("agenthub_runs_total",
+            "tenant" => labels::tenant(spec.tenant.as_str()), "kind" => kind, "outcome" => outcome)
+        .increment(1);
+        metrics::histogram!("agenthub_run_duration_ms", "kind" => kind, "outcome" => outcome)
             .record(super::to_f64(duration_ms));
         tracing::info!(
             tenant = %spec.tenant,

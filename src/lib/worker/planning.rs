@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 
 use super::dead_letters::{Ending, MODEL};
 use super::lease::Signal;
+use super::llm_router::LlmRouter;
 use super::model_call::{self, Answered, ModelCalls, Unanswered, Why};
 use super::owned::Owned;
 use super::spending::{Bounded, Cost};
 use crate::config::Settings;
-use crate::llm::{ChatAnswer, ChatRequest, LlmClient};
+use crate::llm::{ChatAnswer, ChatRequest};
 use crate::messages::{Command, EventType, FailureClass, RunKind};
 use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
@@ -26,7 +27,7 @@ const MAX_CALLS: u32 = 10;
 
 /// Plans.
 pub struct Planning {
-    llm: Arc<dyn LlmClient>,
+    llm: LlmRouter,
     settings: Arc<Settings>,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Prepared {
 
 impl Planning {
     /// Plans with `llm`.
-    pub fn new(llm: Arc<dyn LlmClient>, settings: Arc<Settings>) -> Self {
+    pub fn new(llm: LlmRouter, settings: Arc<Settings>) -> Self {
         Self { llm, settings }
     }
 
@@ -298,6 +299,7 @@ async fn fail(
             code,
             tool: Some(MODEL),
             step: None,
+            breaker: None,
         })
     });
     let data = run.context.failure(code, message);

@@ -11,6 +11,7 @@ use super::attempt::Attempted;
 use super::audit::Call;
 use super::dead_letters::{Ending, class_of};
 use super::owned::Owned;
+use super::results::Origin;
 use super::spending::{Bounded, Cost};
 use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
 use crate::executor::schedule::{Outcome, Schedule, StepState};
@@ -21,6 +22,8 @@ use crate::tools::{Effects, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// Codes of steps whose arguments are wrong.
 const ARGUMENT_CODES: [&str; 3] = ["invalid_arguments", "invalid_args", "unresolved_reference"];
+/// The run's field that counts further attempts of all its steps: a takeover goes on with it.
+const RETRIES: &str = "retries";
 
 /// What follows the end of an attempt.
 pub(super) enum After {
@@ -46,6 +49,8 @@ pub(super) struct Progress<'a> {
     begun: Vec<String>,
     /// Failures so far, to tell which came first.
     failures: u64,
+    /// Further attempts that the run's steps have had together.
+    retries: u32,
     execution: &'a Execution,
     /// The model calls that the running attempts make, by step.
     calls: BTreeMap<String, Bounded>,
@@ -94,6 +99,7 @@ impl<'a> Progress<'a> {
             outputs,
             begun: Vec::new(),
             failures: run.context.now_ms(),
+            retries: u32::try_from(run.fields.number(RETRIES)).unwrap_or(u32::MAX),
             execution,
             calls: first
                 .filter(|call| run.fresh && run.fields.is_open(&call.call))
@@ -129,6 +135,11 @@ impl<'a> Progress<'a> {
         let unknown =
             |(_, entry): &(&String, &StepEntry)| entry.status == StepStatus::OutcomeUnknown;
         let (step, entry) = failed.or_else(|| self.entries.iter().find(unknown))?;
+        let most = self.run.context.settings.max_args_bytes.0;
+        let args = self
+            .step(step)
+            .and_then(|step| self.resolve(step, most).ok());
+        let tenant = &self.run.command.spec.tenant;
         self.run.dead_letter(&Ending {
             class: entry.letter.unwrap_or(FailureClass::OutcomeUnknown),
             error: entry.error.as_deref().unwrap_or("the step failed"),
@@ -136,6 +147,10 @@ impl<'a> Progress<'a> {
             code: entry.code.as_deref().unwrap_or_default(),
             tool: Some(&entry.tool),
             step: Some(step),
+            breaker: Some(
+                self.execution
+                    .breaker_state(tenant, &entry.tool, args.as_ref()),
+            ),
         })
     }
 
@@ -170,13 +185,20 @@ impl<'a> Progress<'a> {
         self.with_status(StepStatus::Running)
     }
 
-    /// Steps that wait for another attempt whose time is not known any more.
-    pub(super) fn retrying(&self) -> Vec<String> {
-        if self.may_start() {
-            self.with_status(StepStatus::Retrying)
-        } else {
-            Vec::new()
+    /// Steps that wait for another attempt, and how long each still has to.
+    pub(super) fn retrying(&self) -> Vec<(String, Duration)> {
+        if !self.may_start() {
+            return Vec::new();
         }
+        let now = self.run.context.now_ms();
+        let steps = self.with_status(StepStatus::Retrying).into_iter();
+        steps
+            .map(|id| {
+                let due_ms = self.entries.get(&id).and_then(|entry| entry.due_ms);
+                let wait = due_ms.unwrap_or(now).saturating_sub(now);
+                (id, Duration::from_millis(wait))
+            })
+            .collect()
     }
 
     fn with_status(&self, status: StepStatus) -> Vec<String> {
@@ -185,6 +207,11 @@ impl<'a> Progress<'a> {
             .iter()
             .filter(|(_, entry)| entry.status == status);
         matching.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether the transition being made declares the start of a step.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
     }
 
     /// The steps whose start the transition declares.
@@ -230,7 +257,7 @@ impl<'a> Progress<'a> {
     }
 
     /// A step's arguments, references replaced by what earlier steps gave.
-    fn resolve(&self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
+    pub(super) fn resolve(&self, step: &Step, max_bytes: usize) -> Result<Value, ToolError> {
         reference::resolve(&step.args, &|id| self.outputs.get(id), max_bytes)
             .map_err(|error| ToolError::permanent("unresolved_reference", error.to_string()))
     }
@@ -260,6 +287,7 @@ impl<'a> Progress<'a> {
             Some(mut entry) => {
                 entry.status = StepStatus::Running;
                 entry.attempts += 1;
+                entry.due_ms = None;
                 entry
             }
             None => StepEntry::begun(&step.tool, 1, now),
@@ -294,22 +322,26 @@ impl<'a> Progress<'a> {
         self.begun.push(id.to_owned());
     }
 
-    /// What an earlier owner left running had its result lost: another attempt where that is safe.
+    /// What an earlier owner left running had its result lost: another attempt where that is safe, due
+    /// at once.
     pub(super) fn take_over(&mut self, transition: &mut Transition<'_>, max_attempts: u32) {
         for id in self.with_status(StepStatus::Running) {
             let attempted = Attempted {
-                step_id: id.clone(),
+                step_id: id,
                 outcome: Err(ToolError::transient(
                     "worker_lost",
                     "the worker was lost before it had the result",
                 )),
                 duration: Duration::ZERO,
                 called: true,
+                origin: Origin::Call,
+                lost: true,
             };
-            // A lost worker is not the tool's failure: it does not use up the step's attempts.
-            let attempts = max_attempts.saturating_add(self.attempts(&id));
-            if let After::Wait { step, .. } = self.ended(transition, attempted, attempts) {
-                self.begin(transition, &step);
+            if let After::Wait { step, .. } = self.ended(transition, attempted, max_attempts)
+                && let Some(mut entry) = self.entries.remove(&step)
+            {
+                entry.due_ms = None;
+                self.put(transition, &step, entry);
             }
         }
     }
@@ -328,17 +360,43 @@ impl<'a> Progress<'a> {
         self.count(transition, &entry, &attempted);
         match attempted.outcome {
             Ok(output) => {
-                self.succeeded(transition, &id, entry, output, attempted.duration);
+                let cached = attempted.origin != Origin::Call;
+                self.succeeded(transition, &id, entry, output, attempted.duration, cached);
                 After::Nothing
             }
-            Err(error) => self.failed(
-                transition,
-                &id,
-                entry,
-                &error,
-                attempted.called,
-                max_attempts,
-            ),
+            Err(error) => {
+                let failed = FailedAttempt {
+                    class: error.class,
+                    effects: self.effects(&id),
+                    may_have_arrived: attempted.called,
+                    attempt: entry.attempts,
+                    max_attempts,
+                    retries_left: self
+                        .run
+                        .context
+                        .settings
+                        .max_run_retries
+                        .saturating_sub(self.retries),
+                    remaining: Duration::from_millis(self.run.remaining_ms()),
+                    chance: rand::rng().random(),
+                };
+                if attempted.lost {
+                    // A lost worker is not the tool's failure: it uses up no attempt.
+                    let unlimited = FailedAttempt {
+                        max_attempts: u32::MAX,
+                        retries_left: u32::MAX,
+                        ..failed
+                    };
+                    return self.failed(transition, &id, entry, &error, decide(&unlimited));
+                }
+                let decision = decide(&failed);
+                if matches!(decision, RetryDecision::Retry { .. }) && self.may_start() {
+                    self.retries = self.retries.saturating_add(1);
+                    let retries = self.retries.to_string();
+                    transition.set.insert(RETRIES.to_owned(), retries);
+                }
+                self.failed(transition, &id, entry, &error, decision)
+            }
         }
     }
 
@@ -349,14 +407,18 @@ impl<'a> Progress<'a> {
         mut entry: StepEntry,
         output: ToolOutput,
         duration: Duration,
+        cached: bool,
     ) {
         let sealed = self.run.key.seal(output.value.to_string().as_bytes());
         let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let mut data =
+            json!({ "tool": entry.tool, "output": output.value, "duration_ms": duration_ms });
+        if cached {
+            data["cached"] = json!(true);
+        }
         transition.events.push(NewEvent {
             event_type: EventType::StepCompleted,
-            data: self.run.told(
-                &json!({ "tool": entry.tool, "output": output.value, "duration_ms": duration_ms }),
-            ),
+            data: self.run.told(&data),
             step: Some(id.to_owned()),
             attempt: Some(entry.attempts),
             state: Some(sealed.clone()),
@@ -376,18 +438,8 @@ impl<'a> Progress<'a> {
         id: &str,
         mut entry: StepEntry,
         error: &ToolError,
-        called: bool,
-        max_attempts: u32,
+        decision: RetryDecision,
     ) -> After {
-        let decision = decide(&FailedAttempt {
-            class: error.class,
-            effects: self.effects(id),
-            may_have_arrived: called,
-            attempt: entry.attempts,
-            max_attempts,
-            remaining: Duration::from_millis(self.run.remaining_ms()),
-            chance: rand::rng().random(),
-        });
         let message = self.run.context.masker.text(&error.message).to_string();
         let mut data = json!({ "tool": entry.tool, "code": error.code, "message": message });
         entry.code = Some(error.code.to_owned());
@@ -397,7 +449,9 @@ impl<'a> Progress<'a> {
         let (event_type, after) = match decision {
             RetryDecision::Retry { after } if self.schedule.may_start() => {
                 entry.status = StepStatus::Retrying;
-                data["retry_in_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                data["retry_in_ms"] = json!(after_ms);
+                entry.due_ms = Some(self.run.context.now_ms().saturating_add(after_ms));
                 self.schedule.set(id, StepState::Waiting);
                 (
                     EventType::StepRetrying,
@@ -413,7 +467,12 @@ impl<'a> Progress<'a> {
                 data["code"] = json!("outcome_unknown");
                 (EventType::StepFailed, After::Nothing)
             }
-            RetryDecision::GiveUp { .. } | RetryDecision::Retry { .. } => {
+            RetryDecision::GiveUp { reason } => {
+                entry.status = StepStatus::Failed;
+                data["gave_up"] = json!(reason.as_str());
+                (EventType::StepFailed, After::Nothing)
+            }
+            RetryDecision::Retry { .. } => {
                 entry.status = StepStatus::Failed;
                 (EventType::StepFailed, After::Nothing)
             }
@@ -475,14 +534,16 @@ impl<'a> Progress<'a> {
         self.entries.insert(id.to_owned(), entry);
     }
 
-    /// Settles the model call that the attempt made, and tells the audit of the call.
+    /// Settles the model call that the attempt made, and tells the audit of the call, or of the kept
+    /// result that was used instead.
     fn count(&mut self, transition: &mut Transition<'_>, entry: &StepEntry, attempted: &Attempted) {
+        let cached = attempted.origin != Origin::Call;
         let refused_by = match &attempted.outcome {
             Err(error) if error.class == ToolErrorClass::Refused => Some(error.code),
             _ => None,
         };
         let call = Call {
-            action: "tool_call",
+            action: if cached { "tool_cached" } else { "tool_call" },
             target: &entry.tool,
             cost: Cost::default(),
             duration_ms: u64::try_from(attempted.duration.as_millis()).unwrap_or(u64::MAX),
@@ -491,7 +552,7 @@ impl<'a> Progress<'a> {
         if let Some(bounded) = self.calls.remove(&attempted.step_id) {
             let (settlement, _) = self.run.settle(&bounded, attempted.spent(), call);
             transition.settle.push(settlement);
-        } else if attempted.called {
+        } else if attempted.called || cached {
             transition.records.extend(self.run.audit(&call));
         }
     }

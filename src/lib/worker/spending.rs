@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use super::audit::Call;
 use super::owned::Owned;
 use super::to_f64;
+use crate::ids::TenantId;
 use crate::pricing::{Prices, Usage};
 use crate::runs::{Reservation, Settlement};
+use crate::telemetry::labels;
 
 /// A model call that is to be made: what it is at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +112,7 @@ impl Owned {
             Spent::Known(usage) => usage,
             Spent::Nothing | Spent::Unknown => Usage::default(),
         };
-        count(&bounded.model, cost);
+        count(&self.command.spec.tenant, &bounded.model, cost);
         let settlement = Settlement {
             call: bounded.call.clone(),
             cost: (spent != Spent::Unknown).then_some(cost.micro_usd),
@@ -124,12 +126,17 @@ impl Owned {
     }
 }
 
-fn count(model: &str, cost: Cost) {
-    let tokens = |direction| metrics::counter!("agenthub_tokens_total", "model" => model.to_owned(), "direction" => direction);
+fn count(tenant: &TenantId, model: &str, cost: Cost) {
+    let (tenant, model) = (labels::tenant(tenant.as_str()), labels::model(model));
+    let tokens = |direction| {
+        metrics::counter!("agenthub_tokens_total",
+            "tenant" => tenant.clone(), "model" => model.clone(), "direction" => direction)
+    };
     tokens("input").increment(cost.input_tokens);
     tokens("output").increment(cost.output_tokens);
-    // A counter holds whole numbers; the gauge-typed total is exposed in dollars.
-    metrics::gauge!("agenthub_cost_usd_total", "model" => model.to_owned())
+    // The recorder's counters hold whole numbers: `telemetry` exposes this gauge, which only rises, as
+    // the counter that it is.
+    metrics::gauge!("agenthub_cost_usd_total", "tenant" => tenant.clone(), "model" => model.clone())
         .increment(to_f64(cost.micro_usd) / 1e6);
 }
 

@@ -229,6 +229,7 @@ impl Model {
     }
 
     /// What the owner hears when it renews: `None` when the run is not its own.
+    #[allow(clippy::option_option)] // owned or not, and then told of a cancellation or not
     pub fn renew(&mut self, id: usize, owner: u8) -> Option<Option<&'static str>> {
         let run = &mut self.runs[id];
         if run.owner != Some(owner) || run.is_terminal() {
@@ -285,6 +286,7 @@ impl Model {
                 actions.push(("lease_expired", id));
                 run.owner = None;
                 if run.cancel.is_some() {
+                    actions.push(("cancelled", id));
                     self.end(id, "cancelled");
                 } else {
                     self.wake(id);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agenthub::config::Rule;
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
-use agenthub::messages::{CommandKind, KeyRecord, RunKind};
+use agenthub::messages::{CommandKind, KeyPolicy, KeyRecord, RunKind};
 use agenthub::runs::{
     Acquire, Acquired, Admission, Admit, Admitting, Begin, Claim, Gate, Next, Recorded, RunStatus,
     Runs, SessionCreation, Transition,
@@ -56,6 +56,8 @@ impl Ledger {
             old_until_ms: None,
             created_ms: 1,
             expires_ms: None,
+            rotated_by: None,
+            policy: KeyPolicy::default(),
         };
         self.redis.put_key(&record).await.unwrap();
     }
@@ -71,6 +73,7 @@ impl Ledger {
             ttl_ms: 60_000,
             key_id: &self.key_id,
             generation: 1,
+            claim: None,
         };
         self.runs
             .create_session(&self.tenant, &creation)
@@ -83,6 +86,11 @@ impl Ledger {
             key_id: self.key_id.clone(),
             secret_hash: SECRET_HASH.into(),
             roles: vec!["client", "admin"],
+            ip: None,
+            model: None,
+            tools: Vec::new(),
+            tools_allowed: None,
+            not_before: None,
             cost: 1,
             key_rules: rules.iter().map(|r| (*r).into()).collect(),
             tenant_rules: Vec::new(),
@@ -108,6 +116,7 @@ impl Ledger {
             traceparent: None,
             plan: None,
             queued: "{}",
+            queued_state: None,
             audit: "{}",
         };
         change(&mut admit);

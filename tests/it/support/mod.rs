@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use agenthub::config::{Settings, Source};
 
+pub mod broker;
 pub mod forwarder;
 pub mod ledger;
-mod reaper;
+pub mod raw;
+pub mod reaper;
 pub mod records;
 mod settled;
 pub mod sse;
 pub mod stack;
+pub mod tools;
 pub mod web;
 
 /// Secrets of the tests' installations.

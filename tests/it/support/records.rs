@@ -56,10 +56,12 @@ fn read(brokers: &str, topic: &str) -> Vec<Found> {
     let metadata = consumer.fetch_metadata(Some(topic), timeout).unwrap();
     let mut places = TopicPartitionList::new();
     let mut left = 0;
+    let mut ends = BTreeMap::new();
     for partition in metadata.topics()[0].partitions() {
         let id = partition.id();
         let (low, high) = consumer.fetch_watermarks(topic, id, timeout).unwrap();
         left += high - low;
+        ends.insert(id, high);
         places
             .add_partition_offset(topic, id, Offset::Beginning)
             .unwrap();
@@ -69,6 +71,9 @@ fn read(brokers: &str, topic: &str) -> Vec<Found> {
     while left > 0 {
         let record = consumer.poll(timeout).expect("records below the watermark");
         let record = record.unwrap();
+        if record.offset() >= ends[&record.partition()] {
+            continue; // came since, and does not stand for one that is still to be read
+        }
         let headers = record.headers().into_iter().flat_map(Headers::iter);
         found.push(Found {
             key: record.key().unwrap_or_default().to_vec(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
 use agenthub::kafka::{KafkaSettings, Producer};
-use agenthub::messages::Signer;
+use agenthub::messages::{KeyPolicy, Signer};
 use agenthub::store::Redis;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -40,8 +40,13 @@ impl Process {
 
     /// Tells it to stop.
     pub fn tell_to_stop(&self) {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.child.id().to_string());
+        let told = Command::new("kill").args([&signal, &pid]).status();
         assert!(told.unwrap().success());
     }
 
@@ -146,6 +151,9 @@ impl Stack {
         // Tests look again and again; those of the limits set their own.
         default("AGENTHUB_KEY_LIMITS", "100000/1000".to_owned());
         default("AGENTHUB_TENANT_LIMITS", "100000/1000".to_owned());
+        default("AGENTHUB_UNAUTHENTICATED_LIMIT", "100000/1000".to_owned());
+        // A busy machine is no outage.
+        default("AGENTHUB_REDIS_TIMEOUT_MS", "2000".to_owned());
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
@@ -183,7 +191,9 @@ impl Stack {
     }
 
     pub fn kafka(&self) -> KafkaSettings {
-        KafkaSettings::from(&settings(&self.namespace, &[]))
+        // Some tests have a broker of their own.
+        let brokers = self.environment["KAFKA_BROKERS"].as_str();
+        KafkaSettings::from(&settings(&self.namespace, &[("KAFKA_BROKERS", brokers)]))
     }
 
     pub fn redis(&self) -> Redis {
@@ -223,8 +233,8 @@ impl Stack {
             "api" => env!("CARGO_BIN_EXE_agenthub-api"),
             "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
             "executor" => env!("CARGO_BIN_EXE_agenthub-executor"),
+            "audit" => env!("CARGO_BIN_EXE_agenthub-audit-rollup"),
             "dlq" => env!("CARGO_BIN_EXE_agenthub-dlq"),
-            "rollup" => env!("CARGO_BIN_EXE_agenthub-audit-rollup"),
             other => panic!("no process {other}"),
         };
         self.spawn(name, binary, args);
@@ -276,14 +286,23 @@ impl Stack {
 
     /// Runs the command line in this installation; what it printed.
     pub async fn command(&self, args: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
-        command.args(args).env_clear().envs(&self.environment);
-        let output = tokio::task::spawn_blocking(move || command.output())
-            .await
-            .unwrap()
-            .unwrap();
+        let output = self.run_command(args).await;
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// As [`Stack::command`], for what must fail; what it said.
+    pub async fn refused_command(&self, args: &[&str]) -> String {
+        let output = self.run_command(args).await;
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn run_command(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
+        command.args(args).env_clear().envs(&self.environment);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        output.await.unwrap().unwrap()
     }
 
     /// Runs the command line as a client of this installation; what it printed.
@@ -310,6 +329,11 @@ impl Stack {
     /// Sets a variable for processes started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Leaves a variable out for processes started from now on.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.remove(name);
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -394,18 +418,22 @@ impl Stack {
         run["run_id"].as_str().unwrap().to_owned()
     }
 
-    /// A metric's value on a process' probe, summed over the lines that begin with `prefix`.
-    pub async fn metric(&self, process: &str, prefix: &str) -> f64 {
+    /// What a process' `/metrics` says.
+    pub async fn metrics(&self, process: &str) -> String {
         let url = format!("http://{}/metrics", self.processes[process].addr);
-        let text = self
-            .http
+        self.http
             .get(url)
             .send()
             .await
             .unwrap()
             .text()
             .await
-            .unwrap();
+            .unwrap()
+    }
+
+    /// A metric's value on a process' probe, summed over the lines that begin with `prefix`.
+    pub async fn metric(&self, process: &str, prefix: &str) -> f64 {
+        let text = self.metrics(process).await;
         let lines = text.lines().filter(|line| line.starts_with(prefix));
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
@@ -419,6 +447,7 @@ pub async fn mint(keys: &Keys, tenant: &TenantId, role: Role) -> String {
         name: "test".into(),
         role,
         expires_in_s: None,
+        policy: KeyPolicy::default(),
     };
     keys.create(new).await.unwrap().1.text
 }

@@ -19,6 +19,8 @@ pub enum Reply {
     Page(&'static str),
     /// JSON text.
     Json(&'static str),
+    /// A page with a `Cache-Control`.
+    Keepable(&'static str, &'static str),
     /// An error's status.
     Status(u16),
     /// A page, after a time.
@@ -113,6 +115,9 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     match (shared.script)(path, nth) {
         Reply::Page(page) => html(page),
         Reply::Json(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Reply::Keepable(control, page) => {
+            ([(header::CACHE_CONTROL, control)], html(page)).into_response()
+        }
         Reply::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Reply::Later(time, page) => {
             tokio::time::sleep(time).await;

@@ -111,4 +111,13 @@ pub struct Tool {
     pub description: String,
     pub effects: String,
     pub timeout_ms: u64,
+    pub breaker: Breaker,
+}
+
+/// A tool's circuit breaker.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Breaker {
+    pub state: String,
+    pub retry_after_ms: Option<u64>,
 }

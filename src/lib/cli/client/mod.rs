@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use url::{Host, Url};
 
-pub use bodies::{Event, Failure, Run, Step, Tool, Usage, is_terminal};
+pub use bodies::{Breaker, Event, Failure, Run, Step, Tool, Usage, is_terminal};
 pub use error::ClientError;
 pub use events::Events;
 
@@ -218,8 +218,15 @@ impl Client {
     }
 
     /// Starts a new run that goes on after one that did not succeed; its id.
-    pub async fn retry(&self, id: &str) -> Result<String, ClientError> {
-        let request = self.request(Method::POST, &["runs", id, "retry"]);
+    pub async fn retry(
+        &self,
+        id: &str,
+        idempotency_key: Option<&str>,
+    ) -> Result<String, ClientError> {
+        let mut request = self.request(Method::POST, &["runs", id, "retry"]);
+        if let Some(key) = idempotency_key {
+            request = request.header("Idempotency-Key", key);
+        }
         let body: Value = self.answer(request.json(&json!({}))).await?;
         let run = body.get("run_id").and_then(Value::as_str);
         Ok(run.unwrap_or_default().to_owned())

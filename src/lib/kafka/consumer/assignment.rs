@@ -66,9 +66,15 @@ impl Assignment {
 
     /// Begins to track a record and returns the generation under which it is handled; `None` when
     /// it is to be dropped, because its partition is not held or it was received before.
-    pub(super) fn track(&mut self, place: Place, offset: i64, now: Instant) -> Option<u64> {
+    pub(super) fn track(
+        &mut self,
+        place: Place,
+        offset: i64,
+        now: Instant,
+        made_ms: i64,
+    ) -> Option<u64> {
         let partition = self.partitions.get_mut(&place)?;
-        let fresh = partition.frontier.track(offset, now);
+        let fresh = partition.frontier.track(offset, now, made_ms);
         fresh.then_some(partition.generation)
     }
 
@@ -109,6 +115,13 @@ impl Assignment {
         ages.max().unwrap_or_default()
     }
 
+    /// For each partition, when the oldest record that holds its offset back was made, in milliseconds
+    /// since the epoch; `None` where nothing does.
+    pub(super) fn oldest_made_ms(&self) -> impl Iterator<Item = (Place, Option<i64>)> + '_ {
+        let partitions = self.partitions.iter();
+        partitions.map(|(place, p)| (*place, p.frontier.oldest_made_ms()))
+    }
+
     /// The offsets that moved since the last call.
     pub(super) fn take_moved(&mut self) -> Vec<(Place, i64)> {
         let mut moved = Vec::new();
@@ -143,10 +156,10 @@ mod tests {
         let mut assignment = Assignment::default();
         let now = Instant::now();
         assignment.assign(&[A]);
-        assert_eq!(assignment.track(A, 5, now), Some(1));
+        assert_eq!(assignment.track(A, 5, now, 0), Some(1));
         assignment.revoke(&[A]);
         assignment.assign(&[A]);
-        assert_eq!(assignment.track(A, 5, now), Some(2));
+        assert_eq!(assignment.track(A, 5, now, 0), Some(2));
         assignment.done(done(A, 5, 1));
         assert_eq!(assignment.take_moved(), []);
         assignment.done(done(A, 5, 2));
@@ -159,9 +172,9 @@ mod tests {
         let mut assignment = Assignment::default();
         let now = Instant::now();
         assignment.assign(&[A]);
-        assignment.track(A, 1, now);
+        assignment.track(A, 1, now, 0);
         assignment.assign(&[B]);
-        assert_eq!(assignment.track(B, 1, now), Some(2));
+        assert_eq!(assignment.track(B, 1, now, 0), Some(2));
         assignment.done(done(A, 1, 1));
         assert_eq!(assignment.take_moved(), [(A, 2)]);
         assert_eq!(
@@ -173,6 +186,6 @@ mod tests {
     #[test]
     fn records_of_partitions_that_are_not_held_are_dropped() {
         let mut assignment = Assignment::default();
-        assert_eq!(assignment.track(A, 1, Instant::now()), None);
+        assert_eq!(assignment.track(A, 1, Instant::now(), 0), None);
     }
 }

@@ -26,9 +26,12 @@ use super::record::{AckSlot, Done, Incoming};
 use super::state::ConsumerState;
 use super::{ConsumerError, ConsumerOptions, Ended, StartFrom};
 use crate::messages::Topic;
+use crate::runtime::clock;
 
 /// Between two looks at deadlines, and so the delay of a stored offset.
 const TICK: Duration = Duration::from_millis(50);
+/// Between two times that the delay of each partition is shown.
+const SHOW: Duration = Duration::from_secs(1);
 /// How long the loop waits for a free task before it pauses the partitions. A pause throws away what
 /// was fetched ahead, which is too dear for handlers that take milliseconds.
 const HOLD: Duration = Duration::from_millis(50);
@@ -64,6 +67,7 @@ pub(super) struct Run {
     full_since: Option<Instant>,
     /// How far a job still has to read.
     catch_up: Option<CatchUp>,
+    shown: Option<Instant>,
 }
 
 struct Meters {
@@ -127,6 +131,7 @@ impl Run {
             stop_at: None,
             paused: false,
             full_since: None,
+            shown: None,
         }
     }
 
@@ -253,7 +258,9 @@ impl Run {
         };
         let place = (*topic, message.partition());
         let now = Instant::now();
-        let Some(generation) = self.assignment.track(place, message.offset(), now) else {
+        let made_ms = message.timestamp().to_millis().unwrap_or(0);
+        let tracked = self.assignment.track(place, message.offset(), now, made_ms);
+        let Some(generation) = tracked else {
             return Ok(());
         };
         if let Some(job) = &mut self.catch_up {
@@ -315,6 +322,11 @@ impl Run {
         self.state.set_paused(self.paused);
         self.meters.frontier_age.set(age.as_secs_f64());
         self.meters.in_flight.set(count(self.in_flight()));
+        let due = |shown| now.saturating_duration_since(shown) >= SHOW;
+        if self.shown.is_none_or(due) {
+            self.shown = Some(now);
+            self.show_delays();
+        }
         Ok(())
     }
 
@@ -366,6 +378,17 @@ impl Run {
             {
                 job.committed((*topic, element.partition()), next);
             }
+        }
+    }
+
+    /// Shows how long ago the oldest record was made that holds a partition's offset back.
+    fn show_delays(&self) {
+        let now_ms = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
+        for ((topic, partition), made_ms) in self.assignment.oldest_made_ms() {
+            let delay_ms = made_ms.map_or(0, |made_ms| now_ms.saturating_sub(made_ms).max(0));
+            let delay = Duration::from_millis(delay_ms.unsigned_abs());
+            self.state
+                .show_delay(self.name(topic), partition, delay.as_secs_f64());
         }
     }
 

@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use metrics::Gauge;
 use serde::Deserialize;
+
+const LAG: &str = "agenthub_consumer_lag";
+const DELAY: &str = "agenthub_consumer_lag_seconds";
 
 /// The state of one consumer, written by its loop.
 #[derive(Debug)]
@@ -96,20 +100,41 @@ impl ConsumerState {
         self.paused.store(usize::from(paused), Ordering::Relaxed);
     }
 
+    /// Shows for how long the oldest undone record of a partition has waited.
+    pub(super) fn show_delay(&self, topic: &str, partition: i32, seconds: f64) {
+        self.gauge(DELAY, topic, &partition.to_string())
+            .set(seconds);
+    }
+
+    /// A partition is another member's from here on, and so is its lag.
+    pub(super) fn gave_back(&self, topic: &str, partition: i32) {
+        let partition = partition.to_string();
+        self.gauge(LAG, topic, &partition).set(0.0);
+        self.gauge(DELAY, topic, &partition).set(0.0);
+    }
+
+    fn gauge(&self, name: &'static str, topic: &str, partition: &str) -> Gauge {
+        metrics::gauge!(name, "group" => self.group.clone(), "topic" => topic.to_owned(),
+            "partition" => partition.to_owned())
+    }
+
     #[allow(clippy::cast_precision_loss)] // a lag beyond 2^52 records does not occur
     pub(super) fn record_lag(&self, lag: &Lag) {
         let mut total = None;
         for (topic, partitions) in &lag.topics {
-            for (partition, values) in &partitions.partitions {
-                if values.consumer_lag >= 0 && partition != "-1" {
+            let known = partitions.partitions.iter();
+            let known = known.filter(|(partition, values)| *partition != "-1" && !values.unknown);
+            let mut leaderless = 0_u32;
+            for (partition, values) in known {
+                leaderless += u32::from(values.leader < 0);
+                if values.consumer_lag >= 0 {
                     *total.get_or_insert(0) += values.consumer_lag;
-                    metrics::gauge!("agenthub_consumer_lag",
-                        "group" => self.group.clone(),
-                        "topic" => topic.clone(),
-                        "partition" => partition.clone())
-                    .set(values.consumer_lag as f64);
+                    self.gauge(LAG, topic, partition)
+                        .set(values.consumer_lag as f64);
                 }
             }
+            metrics::gauge!("agenthub_kafka_leaderless_partitions", "topic" => topic.clone())
+                .set(f64::from(leaderless));
         }
         if let Some(total) = total {
             self.lag.store(total, Ordering::Relaxed);
@@ -135,6 +160,12 @@ struct Partitions {
 #[derive(Debug, Deserialize)]
 struct PartitionLag {
     consumer_lag: i64,
+    /// The broker that leads it; -1 when none does.
+    #[serde(default)]
+    leader: i64,
+    /// Whether the cluster does not know the partition.
+    #[serde(default)]
+    unknown: bool,
 }
 
 #[cfg(test)]

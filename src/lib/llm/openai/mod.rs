@@ -27,7 +27,6 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::{ChatAnswer, ChatRequest, LlmClient, LlmError};
-use crate::config::Settings;
 
 /// The longest that a connection may take to come about; the call's timeout applies besides.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,15 +52,6 @@ pub struct OpenAiClient {
 }
 
 impl OpenAiClient {
-    /// The client that the settings describe.
-    pub fn from_settings(settings: &Settings) -> Result<Self, SetupError> {
-        Self::new(
-            &settings.openai_base_url,
-            settings.openai_api_key.clone(),
-            settings.llm_timeout_ms.duration(),
-        )
-    }
-
     /// A client of the endpoint at `base_url` (`https://api.openai.com/v1`). An empty key sends none.
     /// `timeout` is that of one call, from the connection to the last byte of the answer.
     ///

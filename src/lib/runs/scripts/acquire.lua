@@ -70,6 +70,11 @@ if not R.f.parallel and redis.call('LINDEX', key('ord', R.f.session), 0) ~= R.id
   save(R)
   return reply('waiting', R)
 end
+if not take_key_slot(R) then
+  set(R, 'parked', 'key')
+  save(R)
+  return reply('waiting', R)
+end
 if redis.call('SISMEMBER', B .. ':live', R.id) == 0 then
   if redis.call('SCARD', B .. ':live') >= max_live() then
     redis.call('ZADD', B .. ':wait', R.f.created, R.id)

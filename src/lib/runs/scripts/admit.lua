@@ -1,8 +1,9 @@
 -- Admits a request that starts a run: key, limits, idempotency, session, order, the run, its outbox
 -- and its timer in one round trip.
 --
--- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text),
---    deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of run.queued's data),
+-- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text,
+--    without its tools), deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of
+--    run.queued's data),
 --    queued_state?, audit (JSON text), redrive? = { letter, force, operator }
 -- Returns { outcome, … }:
 --   refused, code, rule, limit rows | replay, limit rows, run id | admitted, limit rows, outbox, role
@@ -10,7 +11,7 @@
 local refusal, found
 if A.redrive and A.redrive.operator then
   -- It passed the gate of its own tenant, whose keys are in another slot.
-  found = { role = 'admin', tools = '', models = '', rows = {} }
+  found = { role = 'admin', tools = A.gate.tools_allowed, rows = {} }
 else
   refusal, found = gate()
 end
@@ -23,7 +24,7 @@ if claim then
   local stored = redis.call('HMGET', claim, 'fingerprint', 'run')
   if stored[1] then
     if stored[1] ~= A.idempotency.fingerprint then
-      return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows }
+      return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows, found.role }
     end
     return { 'replay', found.rows, stored[2] }
   end
@@ -33,7 +34,7 @@ local letter = A.redrive and key('dlq', A.redrive.letter)
 if letter then
   local known = redis.call('HMGET', letter, 'class', 'redriven')
   if not known[1] then
-    return { 'refused', 'not_found', 'letter', found.rows }
+    return { 'refused', 'not_found', 'letter', found.rows, found.role }
   end
   if known[2] and not A.redrive.force then
     return { 'replay', found.rows, known[2] }
@@ -43,24 +44,28 @@ end
 local ses = key('ses', A.session)
 local session = redis.call('HMGET', ses, 'gen', 'ttl_ms')
 if not session[1] then
-  return { 'refused', 'not_found', 'session', found.rows }
+  return { 'refused', 'not_found', 'session', found.rows, found.role }
 end
 if A.reject and redis.call('LLEN', key('ord', A.session)) > 0 then
-  return { 'refused', 'session_busy', 'on_conflict', found.rows }
+  return { 'refused', 'session_busy', 'on_conflict', found.rows, found.role }
+end
+
+if found.tools then
+  A.spec = '{"tools_allowed":' .. cjson.encode(found.tools) .. ',' .. string.sub(A.spec, 2)
 end
 
 if A.retry_of then
   local status = redis.call('HGET', key('run', A.retry_of), 'status')
   if not status then
-    return { 'refused', 'not_found', 'run', found.rows }
+    return { 'refused', 'not_found', 'run', found.rows, found.role }
   end
   if not TERMINAL[status] or status == 'succeeded' then
-    return { 'refused', 'not_retryable', status, found.rows }
+    return { 'refused', 'not_retryable', status, found.rows, found.role }
   end
 end
 local scope = exhausted(A.session, A.gate.key_id)
 if scope then
-  return { 'refused', 'budget_exhausted', scope .. '_budget', found.rows }
+  return { 'refused', 'budget_exhausted', scope .. '_budget', found.rows, found.role }
 end
 
 if claim then
@@ -78,6 +83,6 @@ end
 -- The command first: it is what the run waits for.
 command(R)
 emit(R, { { type = 'run.queued', data = A.queued, state = A.queued_state } })
-put(R, 'audit.logs', A.tenant, R.id .. '/audit', 'agenthub.audit', nil, A.audit)
+put(R, 'audit.logs', A.tenant, R.id .. '/audit', 'agenthub.audit', nil, completed(A.audit, found.role))
 save(R)
 return { 'admitted', found.rows, pending, found.role }

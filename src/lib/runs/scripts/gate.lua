@@ -1,7 +1,8 @@
 -- The gate: key status, role and rate limits, checked inside the script that acts on the request, so
 -- that governing a request costs no round trip of its own. A refusal changes nothing.
 --
--- A.gate: key_id, secret_hash, roles (who may), cost (0: look only),
+-- A.gate: key_id, secret_hash, roles (who may), ip? (as text of bits), model?, tools? (that the request
+--         cannot do without), tools_allowed? (by the request), not_before?, cost (0: look only),
 --         key_rules, tenant_rules = { { limit, window_ms }, … } as defaults
 --
 --   key:<id>  hash    the API key
@@ -64,32 +65,87 @@ local function window(name, limit, span)
   return free > 0, free, reset, write
 end
 
--- Returns nil and what was found, or a refusal { 'refused', code, rule, limit rows }.
+-- The JSON text of an audit record, with what only the script knows: the role and what is answered.
+local function completed(record, role, status)
+  local known = '{"role":"' .. role .. '"'
+  if status then
+    known = known .. ',"status":' .. int(status)
+  end
+  return known .. (#record > 2 and ',' or '') .. string.sub(record, 2)
+end
+
+local function contains(list, wanted)
+  for _, item in ipairs(list) do
+    if item == wanted then
+      return true
+    end
+  end
+  return false
+end
+
+-- A list of the key's record; nil when the key has none, and everything is allowed.
+local function allowed(text)
+  return text and text ~= '' and cjson.decode(text) or nil
+end
+
+-- Returns nil and what was found (the role, where the limits stand, and the tools that both the request
+-- and its key allow: nil for all), or a refusal { 'refused', code, rule, limit rows, role? }.
 -- Limit rows are { rule, limit, window, remaining, reset in ms }, in the order of checking.
 local function gate()
   local g = A.gate
   local name = key('key', g.key_id)
   local k = redis.call('HMGET', name, 'hash', 'status', 'role', 'expires', 'old_hash', 'old_until', 'limits',
-    'used', 'tools', 'models')
+    'used', 'tools', 'models', 'nets')
   local valid = k[1] and k[2] == 'active'
     and (k[1] == g.secret_hash or (k[5] == g.secret_hash and tonumber(k[6] or 0) > now))
     and (not k[4] or k[4] == '' or tonumber(k[4]) > now)
   if not valid then
     return { 'refused', 'unauthenticated', 'api_key', {} }
   end
-  local found = { role = k[3], tools = k[9] or '', models = k[10] or '', rows = {} }
-  local permitted = false
-  for _, role in ipairs(g.roles) do
-    permitted = permitted or role == k[3]
+  local found = { role = k[3], tools = g.tools_allowed, rows = {} }
+  local function forbidden(rule)
+    return { 'refused', 'forbidden', rule, {}, k[3] }
   end
-  if not permitted then
-    return { 'refused', 'forbidden', 'role', {} }
+  local nets = allowed(k[11])
+  if nets then
+    local inside = false
+    for _, net in ipairs(nets) do
+      inside = inside or (g.ip and string.sub(g.ip, 1, #net) == net)
+    end
+    if not inside then
+      return forbidden('ips_allowed')
+    end
+  end
+  if not contains(g.roles, k[3]) then
+    return forbidden('role')
+  end
+  local models = g.model and allowed(k[10])
+  if models and not contains(models, g.model) then
+    return forbidden('models_allowed')
+  end
+  local tools = allowed(k[9])
+  if tools then
+    for _, tool in ipairs(g.tools or {}) do
+      if not contains(tools, tool) then
+        return forbidden('tools_allowed')
+      end
+    end
+    local both = {}
+    for _, tool in ipairs(g.tools_allowed or tools) do
+      if contains(tools, tool) then
+        both[#both + 1] = tool
+      end
+    end
+    if #both == 0 then
+      return forbidden('tools_allowed')
+    end
+    found.tools = both
   end
   if g.cost == 0 then
     return nil, found
   end
   local rules = {}
-  local key_rules = (k[7] and k[7] ~= '') and cjson.decode(k[7]) or nil
+  local key_rules = allowed(k[7])
   local tenant_rules
   local custom = redis.call('HMGET', B .. ':tenant', 'per_key', 'per_tenant')
   key_rules = key_rules or (custom[1] and cjson.decode(custom[1])) or g.key_rules
@@ -113,7 +169,7 @@ local function gate()
     for i in ipairs(rules) do
       found.rows[i][4] = free[i] -- nothing was taken
     end
-    return { 'refused', 'rate_limited', refused.rule, found.rows }
+    return { 'refused', 'rate_limited', refused.rule, found.rows, k[3] }
   end
   for _, write in ipairs(writes) do
     write()

@@ -12,6 +12,7 @@
 --   timers        zset    run -> milliseconds at which the sweeper must look at it; one per live run
 --   live          set     runs that hold one of the tenant's slots
 --   wait          zset    runs that wait for a slot, by admission time
+--   live:<key>, wait:<key>  likewise for one API key, where its tenant caps its live runs
 --   runs, sruns:<session>  zsets of runs, likewise
 --   ch:<session>  channel the session's events as they happen
 
@@ -37,8 +38,9 @@ end
 
 -- The fields that decide; journal and outbox, which may be large, are left out.
 local CONTROL = {
-  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due', 'wake',
-  'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent', 'open',
+  'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
+  'outbox_since', 'wake', 'wake_at', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked', 'traceparent',
+  'open', 'key_slot',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
@@ -284,11 +286,56 @@ local function acknowledge(R, numbers)
   set(R, 'outbox_len', math.max(0, num(R, 'outbox_len') - removed))
   if num(R, 'outbox_len') == 0 then
     unset(R, 'outbox_due')
+    if R.f.outbox_since then
+      unset(R, 'outbox_since')
+    end
   end
 end
 
 local function max_live()
   return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs') or C.max_live_runs)
+end
+
+-- The runs of one key that may be live at once; nil when its tenant does not say.
+local function max_live_of_key()
+  return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs_per_key') or nil)
+end
+
+-- Gives a run one of its key's slots, where there are such; false when it has to wait for one.
+local function take_key_slot(R)
+  local cap = max_live_of_key()
+  if not cap then
+    return true
+  end
+  local id = R.f.key_id or '-'
+  local mine = key('live', id)
+  if redis.call('SISMEMBER', mine, R.id) == 0 then
+    set(R, 'key_slot', id)
+    if redis.call('SCARD', mine) >= cap then
+      redis.call('ZADD', key('wait', id), R.f.created, R.id)
+      return false
+    end
+    redis.call('SADD', mine, R.id)
+  end
+  redis.call('ZREM', key('wait', id), R.id)
+  return true
+end
+
+-- Wakes the runs of a key that may start because one ended. Each holds its slot from here on.
+local function start_next_of_key(id)
+  local mine = key('live', id)
+  while redis.call('SCARD', mine) < (max_live_of_key() or math.huge) do
+    local waiting = redis.call('ZPOPMIN', key('wait', id))
+    if not waiting[1] then
+      break
+    end
+    local R = load_run(waiting[1])
+    if R and R.f.parked == 'key' then
+      redis.call('SADD', mine, R.id)
+      wake(R)
+      save(R)
+    end
+  end
 end
 
 -- Wakes the runs that may start because one ended.
@@ -335,9 +382,15 @@ local function end_run(R, status, data, event_state, before)
   emit(R, events)
   redis.call('SREM', B .. ':live', R.id)
   redis.call('ZREM', B .. ':wait', R.id)
+  local of_key = R.f.key_slot
+  if of_key then
+    redis.call('SREM', key('live', of_key), R.id)
+    redis.call('ZREM', key('wait', of_key), R.id)
+  end
   redis.call('LREM', key('ord', session), 1, R.id)
   save(R)
-  redis.call('PEXPIRE', key('run', R.id), C.run_retention_ms)
+  -- Not before its commands are too old to recreate it: a replay of them must find that it has ended.
+  redis.call('PEXPIRE', key('run', R.id), int(math.max(C.run_retention_ms, num(R, 'deadline') - now + 1000)))
   local live = redis.call('HINCRBY', key('ses', session), 'live', -1)
   if live <= 0 then
     local ttl = redis.call('HGET', key('ses', session), 'ttl_ms')
@@ -348,6 +401,9 @@ local function end_run(R, status, data, event_state, before)
     end
   end
   start_next(session)
+  if of_key then
+    start_next_of_key(of_key)
+  end
 end
 
 local function failure(code, message)

@@ -1,7 +1,7 @@
 -- A client reads: the gate, and what it asks for, in one round trip.
 --
 -- A: gate, want = 'nothing' | 'run' | 'runs' | 'sessions' | 'session_key', id?, list?, before?, limit?
--- Returns { refused, … } | { found, limit rows, role, tools, models, now, value } where value is
+-- Returns { refused, … } | { found, limit rows, role, now, value } where value is
 -- a run's fields and its session's wrapped key; a list of { id, fields, wrapped key }; or a wrapped key.
 
 local refusal, found = gate()
@@ -33,13 +33,13 @@ local value = {}
 if A.want == 'run' then
   local fields = without_outbox(redis.call('HGETALL', key('run', A.id)))
   if #fields == 0 or redis.call('HEXISTS', key('run', A.id), 'spec') == 0 then
-    return { 'refused', 'not_found', 'run', found.rows }
+    return { 'refused', 'not_found', 'run', found.rows, found.role }
   end
   value = { fields, session_key(fields) }
 elseif A.want == 'session_key' then
   local wrapped = redis.call('HGET', key('ses', A.id), 'key')
   if not wrapped then
-    return { 'refused', 'not_found', 'session', found.rows }
+    return { 'refused', 'not_found', 'session', found.rows, found.role }
   end
   value = { wrapped }
 elseif A.want == 'runs' or A.want == 'sessions' then
@@ -56,4 +56,4 @@ elseif A.want == 'runs' or A.want == 'sessions' then
     end
   end
 end
-return { 'found', found.rows, found.role, found.tools, found.models, int(now), value }
+return { 'found', found.rows, found.role, int(now), value }

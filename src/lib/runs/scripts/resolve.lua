@@ -12,12 +12,12 @@ end
 local field = 's:' .. A.step
 local R = load_run(A.run, field)
 if not R or not R.f.stage then
-  return { 'refused', 'not_found', 'run', found.rows }
+  return { 'refused', 'not_found', 'run', found.rows, found.role }
 end
 if not is_terminal(R) or R.f[field] ~= A.was then
-  return { 'refused', 'not_unknown', 'step', found.rows }
+  return { 'refused', 'not_unknown', 'step', found.rows, found.role }
 end
 set(R, field, A.entry)
-put(R, 'audit.logs', A.tenant, A.audit_id, 'agenthub.audit', nil, A.audit)
+put(R, 'audit.logs', A.tenant, A.audit_id, 'agenthub.audit', nil, completed(A.audit, found.role))
 save(R)
 return { 'resolved', found.rows, pending }

@@ -1,9 +1,12 @@
 -- Creates a session whose data key `agent.state` already holds.
 --
 -- A: session, key (wrapped), context? (sealed), subject?, metadata? (JSON text), budget?, ttl_ms, key_id,
---    generation
--- Returns { created in ms, expires in ms }
+--    generation, claim? = { key, owner }
+-- Returns { created in ms, expires in ms }, or {} when the claim is another attempt's by now
 
+if A.claim and redis.call('HGET', key('idem', A.claim.key), 'owner') ~= A.claim.owner then
+  return {}
+end
 local name = key('ses', A.session)
 if redis.call('EXISTS', name) == 0 then
   redis.call('HSET', name, 'gen', A.generation, 'seq', 0, 'key', A.key, 'created', int(now), 'ttl_ms', A.ttl_ms,

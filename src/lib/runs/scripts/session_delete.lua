@@ -15,7 +15,9 @@ for _, id in ipairs(runs) do
   end
 end
 -- What Kafka has not acknowledged stays until it has, with the fields that see to it, and nothing else.
-local kept = { status = true, session = true, outbox_next = true, outbox_len = true, outbox_due = true }
+local kept = {
+  status = true, session = true, outbox_next = true, outbox_len = true, outbox_due = true, outbox_since = true,
+}
 for _, id in ipairs(runs) do
   local name, left, gone = key('run', id), false, {}
   for _, field in ipairs(redis.call('HKEYS', name)) do

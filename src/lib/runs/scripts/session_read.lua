@@ -10,7 +10,7 @@ end
 local name = key('ses', A.session)
 local fields = redis.call('HGETALL', name)
 if #fields == 0 then
-  return { 'refused', 'not_found', 'session', found.rows }
+  return { 'refused', 'not_found', 'session', found.rows, found.role }
 end
 local ttl_ms, live
 for i = 1, #fields, 2 do

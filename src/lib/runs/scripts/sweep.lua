@@ -3,12 +3,18 @@
 -- run's timer moves forward in the same transition, so that no other sweeper acts on it too.
 --
 -- A: limit
--- Returns { outbox, actions } with actions as name, run, name, run, …
+-- Returns { outbox, actions, outbox age } with actions as name, run, kind, name, run, kind, …; the kind is
+-- that of a run which ended, else empty; the age in milliseconds is that of the oldest entry to be produced again
 
 local actions = {}
-local function did(action, R)
+local oldest = 0
+local function did(action, R, kind)
   actions[#actions + 1] = action
   actions[#actions + 1] = R.id
+  actions[#actions + 1] = kind or ''
+end
+local function ended(action, R)
+  did(action, R, redis.call('HGET', key('run', R.id), 'kind') or '')
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', B .. ':timers', '-inf', int(now), 'LIMIT', 0, A.limit)) do
@@ -28,6 +34,11 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', B .. ':timers', '-inf', int(now)
       for _, entry in ipairs(entries) do
         pending[#pending + 1] = entry
       end
+      -- Only what was not acknowledged at once is looked at here, so that the usual outbox costs no field.
+      if not R.f.outbox_since then
+        set(R, 'outbox_since', int(num(R, 'outbox_due') - C.outbox_retry_ms))
+      end
+      oldest = math.max(oldest, now - num(R, 'outbox_since'))
       set(R, 'outbox_len', #entries)
       set(R, 'outbox_due', now + C.outbox_retry_ms)
       did('reproduced', R)
@@ -35,13 +46,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', B .. ':timers', '-inf', int(now)
     if is_terminal(R) then
       save(R)
     elseif num(R, 'deadline') <= now then
-      did('timed_out', R)
+      ended('timed_out', R)
       end_run(R, 'timed_out', failure('timed_out', 'the run did not end within its timeout'))
     elseif R.f.owner and num(R, 'lease') <= now then
       did('lease_expired', R)
       unset(R, 'owner')
       unset(R, 'lease')
       if R.f.cancel then
+        ended('cancelled', R)
         end_run(R, 'cancelled', '{}')
       else
         wake(R)
@@ -56,4 +68,4 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', B .. ':timers', '-inf', int(now)
     end
   end
 end
-return { pending, actions }
+return { pending, actions, int(oldest) }

@@ -134,6 +134,9 @@ impl Run {
         self.store();
         let answered = change.map_or(Ok(()), |change| self.answer(&change));
         self.assignment.revoke(&revocation.places);
+        for &(topic, partition) in &revocation.places {
+            self.state.gave_back(self.name(topic), partition);
+        }
         self.show_assignment();
         answered
     }
@@ -153,7 +156,7 @@ impl Run {
         known.map(|(topic, _)| *topic)
     }
 
-    fn name(&self, topic: Topic) -> &str {
+    pub(super) fn name(&self, topic: Topic) -> &str {
         let known = self.topics.iter().find(|(known, _)| *known == topic);
         known.map_or("", |(_, name)| name)
     }

@@ -1,0 +1,114 @@
+//! A Kafka of a test's own, which it may kill.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{eventually, namespace, reaper};
+
+/// One broker. It is killed, and its data removed, when this is dropped.
+pub struct Broker {
+    pub brokers: String,
+    folder: PathBuf,
+    child: Child,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn java() -> Command {
+    let libs = root().join(".agenthub/kafka/libs");
+    assert!(
+        libs.exists(),
+        "no Kafka: infra/local/stack install services"
+    );
+    let log = root().join("infra/local/kafka/log4j2.properties");
+    let mut command = Command::new("java");
+    command
+        .arg("-cp")
+        .arg(libs.join("*"))
+        .arg(format!("-Dlog4j2.configurationFile={}", log.display()))
+        .args(["-Xms128m", "-Xmx384m", "-Djava.awt.headless=true"])
+        .stdin(Stdio::null());
+    command
+}
+
+impl Broker {
+    /// Formats a data folder and starts a broker on it.
+    pub async fn start() -> Self {
+        let folder = std::env::temp_dir().join(namespace());
+        std::fs::create_dir_all(&folder).unwrap();
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, controller] = ports.map(|socket| socket.local_addr().unwrap().port());
+        let properties = root().join("infra/local/kafka/server.properties");
+        let properties = std::fs::read_to_string(properties)
+            .unwrap()
+            .replace("@KAFKA_PORT@", &port.to_string())
+            .replace("@CONTROLLER_PORT@", &controller.to_string())
+            .replace("@DATA@", folder.join("data").to_str().unwrap());
+        let config = folder.join("server.properties");
+        std::fs::write(&config, properties).unwrap();
+        let mut format = java();
+        format
+            .args(["kafka.tools.StorageTool", "format", "--cluster-id"])
+            .args(["AAAAAAAAAAAAAAAAAAAAAA", "--config"])
+            .arg(&config);
+        let formatted = tokio::task::spawn_blocking(move || format.output()).await;
+        let formatted = formatted.unwrap().unwrap();
+        assert!(formatted.status.success(), "{formatted:?}");
+        let child = spawn(&folder);
+        let broker = Self {
+            brokers: format!("127.0.0.1:{port}"),
+            folder,
+            child,
+        };
+        broker.until_up().await;
+        broker
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        reaper::ended(&self.child);
+    }
+
+    /// Starts it again, on the same port and the same data.
+    pub async fn restart(&mut self) {
+        self.child = spawn(&self.folder);
+        self.until_up().await;
+    }
+
+    async fn until_up(&self) {
+        let log = self.folder.join("log");
+        eventually("Kafka is up", async || {
+            let text = std::fs::read_to_string(&log).ok()?;
+            text.contains("Kafka Server started").then_some(())
+        })
+        .await;
+    }
+}
+
+fn spawn(folder: &Path) -> Child {
+    let log = File::create(folder.join("log")).unwrap();
+    let child = java()
+        .arg("kafka.Kafka")
+        .arg(folder.join("server.properties"))
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    reaper::started(&child);
+    child
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.kill();
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
