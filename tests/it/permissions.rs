@@ -155,7 +155,10 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
         ("GET", "/v1/admin/tenants/{tenant}/limits") => {
             with(&format!("/v1/admin/tenants/{tenant}/limits"), None, true)
         }
-        ("GET", "/v1/admin/dlq" | "/v1/admin/dlq/groups") => with(path, None, false),
+        ("DELETE", "/v1/admin/cache/{tool}") => with("/v1/admin/cache/http_fetch", None, false),
+        ("GET", "/v1/admin/audit/head" | "/v1/admin/dlq" | "/v1/admin/dlq/groups") => {
+            with(path, None, false)
+        }
         ("GET", "/v1/admin/dlq/{letter_id}") => {
             with(&format!("/v1/admin/dlq/{letter}"), None, true)
         }

@@ -281,6 +281,27 @@ impl Asked<'_> {
     }
 }
 
+/// What a rebuild needs of a claim: its name and what it is bound to, sealed.
+async fn queued_state(
+    state: &ApiState,
+    caller: &Caller,
+    asked: &Asked<'_>,
+    spec: &RunSpec,
+    claim: &str,
+) -> Result<Sealed, ApiError> {
+    let state_of = QueuedState {
+        claim: claim.to_owned(),
+        fingerprint: asked.fingerprint.to_owned(),
+    };
+    let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
+    let session = &spec.session_id;
+    let key = match &asked.redrive {
+        Some(redrive) if redrive.operator => passed_key(state, spec).await?,
+        _ => sessions::data_key(state, caller, Permission::Runs, session).await?,
+    };
+    Ok(key.seal(&json))
+}
+
 /// The data key of a run's session, for a request that passed the gate of the operator's tenant.
 async fn passed_key(state: &ApiState, spec: &RunSpec) -> Result<DataKey, ApiError> {
     let (tenant, session) = (&spec.tenant, &spec.session_id);
@@ -307,19 +328,7 @@ pub(super) async fn admit(
     let claim = asked.claim;
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
     let queued_state = match &claim {
-        Some(claim) => {
-            let state_of = QueuedState {
-                claim: claim.clone(),
-                fingerprint: asked.fingerprint.to_owned(),
-            };
-            let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
-            let session = &spec.session_id;
-            let key = match &asked.redrive {
-                Some(redrive) if redrive.operator => passed_key(state, spec).await?,
-                _ => sessions::data_key(state, caller, Permission::Runs, session).await?,
-            };
-            Some(key.seal(&json))
-        }
+        Some(claim) => Some(queued_state(state, caller, asked, spec, claim).await?),
         None => None,
     };
     // What the key allows too is known to the script, which writes it into the specification.

@@ -84,6 +84,17 @@ pub(super) enum Why {
     Lost,
 }
 
+impl Why {
+    /// There is no further attempt.
+    fn given_up(error: LlmError, decision: RetryDecision) -> Self {
+        Self::Failed {
+            code: error.code,
+            message: error.message,
+            letter: class_of(decision),
+        }
+    }
+}
+
 /// The model calls of one run under one owner.
 pub(super) struct ModelCalls<'r> {
     run: &'r Owned,
@@ -225,13 +236,7 @@ impl<'r> ModelCalls<'r> {
                     }
                     Err(why) => why,
                 },
-                decision @ (RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown) => {
-                    Why::Failed {
-                        code: error.code,
-                        message: error.message,
-                        letter: class_of(decision),
-                    }
-                }
+                decision => Why::given_up(error, decision),
             };
             return Err(Unanswered {
                 why: stopped,
