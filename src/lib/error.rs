@@ -93,6 +93,9 @@ error_codes! {
     NotRetryable = "not_retryable", 409, "The run cannot be retried";
         "Only a run that failed, was cancelled or timed out is retried: `details.status` says where the run is. With `details.steps`, those steps have an unknown outcome: whether their effect happened has to be said before a retry could repeat it."
         "Wait for the run's end; resolve the steps with `POST /v1/runs/{run_id}/steps/{step_id}/resolve`; start a new run instead of retrying one that succeeded."
+    NotRedrivable = "not_redrivable", 409, "The dead letter cannot be redriven";
+        "A redrive goes on after the run that the letter is about. `details.rule` says what is missing: with `no_run` the record could not be decoded or verified, so that nobody knows its run; with `run_gone` the run is no longer kept (seven days by default), or its session was erased."
+        "Look at the letter's bytes, and have the client submit the work again where it is still wanted."
     OutcomeKnown = "outcome_known", 409, "The step's outcome is not unknown";
         "Only a step whose status is `outcome_unknown`, of a run that has ended, is resolved; it may have been resolved in the meantime."
         "Read the run."

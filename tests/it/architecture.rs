@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("app", APP),
     ("cli", APP),
     ("api", &[
-        "governance", "stream", "kafka", "runs", "store", "tools", "pricing", "telemetry", "runtime", "config", "plan",
+        "dlq", "governance", "stream", "kafka", "runs", "store", "tools", "pricing", "telemetry", "runtime", "config", "plan",
         "error", "messages", "privacy", "ids",
     ]),
     ("worker", &[
@@ -28,7 +28,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ]),
     ("replay", &["kafka", "runs", "store", "runtime", "config", "messages", "privacy", "ids"]),
     // Below those that give records up: its letters are written by them.
-    ("dlq", &["kafka", "store", "runtime", "config", "messages", "privacy", "ids"]),
+    ("dlq", &["kafka", "store", "net", "runtime", "config", "messages", "privacy", "ids"]),
     ("governance", &["kafka", "runs", "store", "runtime", "config", "messages", "privacy", "ids"]),
     ("stream", &["runs", "store", "runtime", "config", "messages", "ids"]),
     ("planner", &["tools", "llm", "plan", "ids"]),

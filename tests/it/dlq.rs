@@ -9,9 +9,9 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
 use agenthub::kafka::{Consumer, ConsumerOptions, KafkaSettings, Producer};
-use agenthub::messages::{DeadLetter, FailureClass, Outgoing, Signer, Topic};
+use agenthub::messages::{DeadLetter, FailureClass, Outgoing, RunEnd, Signer, Topic};
 use agenthub::privacy::mask::Masker;
-use agenthub::store::{IndexedLetter, Redis};
+use agenthub::store::{IndexedLetter, LetterFilter, Redis};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,7 @@ fn letter(offset: i64, tenant: Option<&str>, class: FailureClass) -> DeadLetter 
         tenant: tenant.map(|t| t.parse().unwrap()),
         run_id: None,
         traceparent: None,
+        end: RunEnd::default(),
     }
 }
 
@@ -131,13 +132,14 @@ async fn letters_are_indexed_once_each_for_whom_they_belong_to() {
         stop.cancel();
         consumer.await.unwrap().unwrap();
 
-        let letters = redis.letters(&acme, None, 10).await.unwrap();
+        let all = LetterFilter::default();
+        let letters = redis.letters(&acme, &all, None, 10).await.unwrap();
         assert_eq!(ids(&letters), [of_acme.id()], "{group}");
         assert_eq!(
             (letters[0].value_bytes, letters[0].is_cut()),
             (30_000, true)
         );
-        let letters = redis.letters(&system, None, 10).await.unwrap();
+        let letters = redis.letters(&system, &all, None, 10).await.unwrap();
         let found = letters.iter().map(|l| (l.letter.id(), l.letter.class));
         assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "{group}");
     }
@@ -174,12 +176,20 @@ async fn the_latest_are_listed_first_by_class_and_the_oldest_leave() {
         );
     }
     let id = |n: i64| format!("execute.commands/0/{n}");
-    let latest = redis.letters(&tenant, None, 2).await.unwrap();
+    let any = LetterFilter::default();
+    let latest = redis.letters(&tenant, &any, None, 2).await.unwrap();
     assert_eq!(ids(&latest), [id(249), id(248)]);
-    let all = redis.letters(&tenant, None, 1_000).await.unwrap();
+    let next = latest[1].cursor();
+    let next = redis.letters(&tenant, &any, Some(&next), 2).await.unwrap();
+    assert_eq!(ids(&next), [id(247), id(246)]);
+    let all = redis.letters(&tenant, &any, None, 1_000).await.unwrap();
     assert_eq!(ids(&all), (10..250).rev().map(id).collect::<Vec<_>>());
+    let unsigned = LetterFilter {
+        class: Some(FailureClass::Unsigned),
+        ..any
+    };
     let unsigned = redis
-        .letters(&tenant, Some(FailureClass::Unsigned), 1_000)
+        .letters(&tenant, &unsigned, None, 1_000)
         .await
         .unwrap();
     assert_eq!(unsigned.len(), 120);
@@ -193,4 +203,71 @@ async fn the_latest_are_listed_first_by_class_and_the_oldest_leave() {
             .offset,
         10
     );
+}
+
+#[tokio::test]
+async fn equal_failures_are_grouped_and_a_group_leaves_with_its_last_letter() {
+    let redis = redis(&namespace());
+    let tenant: TenantId = "acme".parse().unwrap();
+    let put = async |offset: i64, error: &str, keep: usize| {
+        let mut letter = letter(offset, Some("acme"), FailureClass::Permanent);
+        letter.error = error.to_owned();
+        letter.end.tool = Some("http_fetch".to_owned());
+        letter.run_id = Some(agenthub::ids::RunId::generate());
+        let indexed = IndexedLetter::new(letter, 0, offset);
+        redis
+            .index_letter_within(&tenant, &indexed, keep)
+            .await
+            .unwrap();
+        indexed
+    };
+    let first = put(1, "no answer after 10 ms", 10).await;
+    put(2, "no answer after 11 ms", 10).await;
+    let other = put(3, "refused", 10).await;
+    let groups = redis.letter_groups(&tenant, 10).await.unwrap();
+    let found: Vec<_> = groups
+        .iter()
+        .map(|g| (g.fingerprint.as_str(), g.count, g.latest.offset))
+        .collect();
+    assert_eq!(found, [(&*other.group, 1, 3), (&*first.group, 2, 2)]);
+    assert_eq!(
+        (groups[1].first_ms, groups[1].last_ms),
+        (1_700_000_000_001, 1_700_000_000_002)
+    );
+    let filter = |change: &dyn Fn(&mut LetterFilter)| {
+        let mut filter = LetterFilter::default();
+        change(&mut filter);
+        filter
+    };
+    let count = async |filter: LetterFilter| {
+        let letters = redis.letters(&tenant, &filter, None, 10).await.unwrap();
+        letters.len()
+    };
+    let group = first.group.clone();
+    assert_eq!(count(filter(&|f| f.group = Some(group.clone()))).await, 2);
+    assert_eq!(
+        count(filter(&|f| f.tool = Some("http_fetch".into()))).await,
+        3
+    );
+    assert_eq!(
+        count(filter(&|f| f.tool = Some("retrieval".into()))).await,
+        0
+    );
+    let run = first.letter.run_id.clone();
+    assert_eq!(count(filter(&|f| f.run = run.clone())).await, 1);
+    assert_eq!(
+        count(filter(&|f| f.since_ms = Some(1_700_000_000_002))).await,
+        2
+    );
+    assert_eq!(
+        count(filter(&|f| f.until_ms = Some(1_700_000_000_002))).await,
+        1
+    );
+
+    // Room for two: the first group goes with its letters, and so do their runs.
+    put(4, "refused", 2).await;
+    let groups = redis.letter_groups(&tenant, 10).await.unwrap();
+    let found: Vec<_> = groups.iter().map(|g| (&*g.fingerprint, g.count)).collect();
+    assert_eq!(found, [(&*other.group, 2)]);
+    assert_eq!(count(filter(&|f| f.run = run.clone())).await, 0);
 }

@@ -93,7 +93,9 @@ impl Fixture {
         let state = consumer.state();
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let task = tokio::spawn(async move { consumer.run(token).await.unwrap() });
+        let task = tokio::spawn(async move {
+            consumer.run(token).await.unwrap();
+        });
         Member { state, stop, task }
     }
 
@@ -760,7 +762,9 @@ async fn many_records_pass_quickly_and_once() {
     let consumer = consumer.unwrap();
     let state = consumer.state();
     let token = stop.clone();
-    let task = tokio::spawn(async move { consumer.run(token).await.unwrap() });
+    let task = tokio::spawn(async move {
+        consumer.run(token).await.unwrap();
+    });
     eventually("it begins", || state.snapshot().assigned == 3).await;
     let since = Instant::now();
     eventually("all are handled", || {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use agenthub::api::{RouteAccess, access};
 use agenthub::governance::{Permission, Role};
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
+use agenthub::messages::{DeadLetter, LetterId};
+use agenthub::store::IndexedLetter;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -19,6 +21,7 @@ struct Ids {
     run: String,
     key: String,
     tenant: String,
+    letter: String,
 }
 
 impl Ids {
@@ -29,6 +32,7 @@ impl Ids {
             run: RunId::generate().to_string(),
             key: KeyId::generate().to_string(),
             tenant: "nobody".to_owned(),
+            letter: "execute.commands.0.1".to_owned(),
         }
     }
 
@@ -39,13 +43,30 @@ impl Ids {
         let (status, _) = stack.cancel(&run, "graceful").await;
         assert_eq!(status, StatusCode::OK);
         let key = mint(&stack.keys(), &stack.tenant, Role::Client).await;
+        let letter = letter_about(stack, &run).await;
         Self {
             session,
             run,
             key: key.split('_').nth(2).unwrap().to_owned(),
             tenant: stack.tenant.to_string(),
+            letter,
         }
     }
+}
+
+/// A dead letter about a run, in the index; its id.
+async fn letter_about(stack: &Stack, run: &str) -> String {
+    let letter: DeadLetter = serde_json::from_value(json!({
+        "v": 1, "topic": "execute.commands", "partition": 1, "offset": rand::random::<u32>(),
+        "headers": [], "class": "permanent", "error": "by intent", "attempts": 1,
+        "first_ms": 1, "last_ms": 2, "worker": "it", "tenant": stack.tenant, "run_id": run,
+    }))
+    .unwrap();
+    let id = LetterId::from(&letter).to_string();
+    let indexed = IndexedLetter::new(letter, 0, 0);
+    let new = stack.redis().index_letter(&stack.tenant, &indexed).await;
+    assert!(new.unwrap());
+    id
 }
 
 /// How a request for a route names things.
@@ -62,6 +83,7 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
         run,
         key,
         tenant,
+        letter,
     } = ids;
     let with = |path: &str, body: Option<Value>, names| Recipe {
         path: path.to_owned(),
@@ -133,7 +155,18 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
         ("GET", "/v1/admin/tenants/{tenant}/limits") => {
             with(&format!("/v1/admin/tenants/{tenant}/limits"), None, true)
         }
-        ("GET", "/v1/admin/audit/head") => with(path, None, false),
+        ("DELETE", "/v1/admin/cache/{tool}") => with("/v1/admin/cache/http_fetch", None, false),
+        ("GET", "/v1/admin/audit/head" | "/v1/admin/dlq" | "/v1/admin/dlq/groups") => {
+            with(path, None, false)
+        }
+        ("GET", "/v1/admin/dlq/{letter_id}") => {
+            with(&format!("/v1/admin/dlq/{letter}"), None, true)
+        }
+        ("POST", "/v1/admin/dlq/{letter_id}/redrive") => with(
+            &format!("/v1/admin/dlq/{letter}/redrive"),
+            Some(json!({})),
+            true,
+        ),
         _ => panic!("{method} {path} has no recipe here: who may use it, and what does it name?"),
     }
 }

@@ -136,7 +136,9 @@ impl Fixture {
         let consumer = consumer.unwrap();
         let state = consumer.state();
         let token = stop.clone();
-        let consumer = tokio::spawn(async move { consumer.run(token).await.unwrap() });
+        let consumer = tokio::spawn(async move {
+            consumer.run(token).await.unwrap();
+        });
         Member {
             state,
             consumer,

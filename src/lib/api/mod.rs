@@ -9,6 +9,7 @@
 
 mod admin_budget;
 mod admin_cache;
+mod admin_dlq;
 mod admin_keys;
 mod admin_tenants;
 mod agent_view;

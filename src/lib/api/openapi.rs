@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    admin_budget, admin_cache, admin_keys, admin_tenants, audit_head, docs, probes, problem, retry,
-    runs, sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_dlq, admin_keys, admin_tenants, audit_head, docs, probes,
+    problem, retry, runs, sessions, stream, submit, tools,
 };
 use crate::error::ErrorCode;
 
@@ -33,6 +33,7 @@ use crate::error::ErrorCode;
         admin_cache::drop_kept,
         audit_head::read,
         admin_budget::set, admin_budget::read, admin_budget::usage,
+        admin_dlq::list, admin_dlq::groups, admin_dlq::read, admin_dlq::redrive,
         probes::healthz, probes::readyz, probes::metrics,
         docs::root, docs::document, docs::reference, docs::asset, docs::error,
     ),
@@ -42,7 +43,7 @@ use crate::error::ErrorCode;
         (name = "runs", description = "Goals planned and executed."),
         (name = "streams", description = "Events as they happen."),
         (name = "tools", description = "What plans may use."),
-        (name = "admin", description = "API keys, limits, kept results of tools, audit. Needs the role `admin`."),
+        (name = "admin", description = "API keys, limits, budgets, dead letters, kept results of tools, audit. Needs the role `admin`."),
         (name = "operations", description = "For those who run the service."),
         (name = "reference", description = "This document and its pages."),
     ),
@@ -224,6 +225,12 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
         "/v1/execute" => codes.extend([E::PlanNotReady, E::InvalidPlan]),
         "/v1/runs/{run_id}/cancel" => codes.push(E::RunEnded),
         "/v1/runs/{run_id}/retry" => codes.push(E::NotRetryable),
+        "/v1/admin/dlq/{letter_id}/redrive" => codes.extend([
+            E::NotRedrivable,
+            E::NotRetryable,
+            E::IdempotencyMismatch,
+            E::BudgetExhausted,
+        ]),
         "/v1/runs/{run_id}/steps/{step_id}/resolve" => codes.push(E::OutcomeKnown),
         _ => {}
     }
@@ -304,6 +311,7 @@ mod tests {
             "BudgetRequest",
             "RetryRequest",
             "ResolveRequest",
+            "RedriveRequest",
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");

@@ -23,6 +23,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::{self, Permission};
 use crate::ids::RunId;
 use crate::messages::{OnConflict, RunKind, RunSpec};
+use crate::privacy::Sealed;
 use crate::runs::{Gate, Resolve, Resolved, RunStatus, RunView, StepEntry, StepStatus};
 use crate::runtime::clock;
 
@@ -103,24 +104,17 @@ pub(super) async fn retry(
         .ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
     // An erased session has no data key any more, and neither has what its runs did.
     sessions::data_key(&state, &caller, Permission::Runs, &spec.session_id).await?;
-    if spec.kind == RunKind::Agent {
-        // What its model said is a part of what it did, and is not taken over.
-        let detail = "an agent's run is not taken over; submit its goal again";
-        let error = ApiError::new(ErrorCode::NotRetryable).detail(detail);
+    if let Err(error) = retryable(&view) {
         return Err(caller.counted(&state, Permission::Runs, error).await);
     }
-    let unsure = unsure_steps(&view);
-    if !unsure.is_empty() {
-        let details = json!({ "status": view.fields.status(), "steps": unsure });
-        let error = ApiError::new(ErrorCode::NotRetryable).details(details);
-        return Err(caller.counted(&state, Permission::Runs, error).await);
-    }
-    let plan = view.fields.sealed("plan");
-    let plan = plan.filter(|_| spec.kind != RunKind::Plan);
     // The route's template is the same for every run.
     let named = json!({ "run": source, "request": request });
     let fingerprint = governance::fingerprint(&named, &caller.scope.facts().query);
-    let spec = again(&caller, spec, source, request.timeout_s, max_cost);
+    let (mut spec, plan) = again(&caller, &view, spec);
+    if let Some(seconds) = request.timeout_s {
+        spec.deadline_ms = spec.created_ms.saturating_add(seconds.saturating_mul(1000));
+    }
+    spec.max_cost_micro_usd = max_cost.or(spec.max_cost_micro_usd);
     // Tools that the key does not allow any more are refused when they would be called.
     let plan = (plan.as_ref(), Vec::new());
     start(&state, &caller, &how, &spec, plan, &fingerprint).await
@@ -265,6 +259,22 @@ async fn read(
     }
 }
 
+/// Refuses a run of which a step has an unknown outcome: a new run could repeat its effect. Whether the
+/// run ended in a way that is retried is for the script to say.
+pub(super) fn retryable(view: &RunView) -> Result<(), ApiError> {
+    if view.spec().is_some_and(|spec| spec.kind == RunKind::Agent) {
+        // What its model said is a part of what it did, and is not taken over.
+        let detail = "an agent's run is not taken over; submit its goal again";
+        return Err(ApiError::new(ErrorCode::NotRetryable).detail(detail));
+    }
+    let unsure = unsure_steps(view);
+    if unsure.is_empty() {
+        return Ok(());
+    }
+    let details = json!({ "status": view.fields.status(), "steps": unsure });
+    Err(ApiError::new(ErrorCode::NotRetryable).details(details))
+}
+
 fn unsure_steps(view: &RunView) -> Vec<String> {
     if view.fields.status() == Some(RunStatus::Succeeded) {
         return Vec::new();
@@ -274,30 +284,25 @@ fn unsure_steps(view: &RunView) -> Vec<String> {
     unsure.map(|(id, _)| id).collect()
 }
 
-/// The specification of a new run that goes on after an old one.
-fn again(
-    caller: &Caller,
-    old: RunSpec,
-    source: RunId,
-    timeout_s: Option<u64>,
-    max_cost_micro_usd: Option<u64>,
-) -> RunSpec {
+/// The specification of a new run of the caller's that goes on after an old one, and the plan that it
+/// goes on with.
+pub(super) fn again(caller: &Caller, view: &RunView, old: RunSpec) -> (RunSpec, Option<Sealed>) {
     let created_ms = clock::now_ms();
-    let lasts_ms = timeout_s.map_or(old.deadline_ms.saturating_sub(old.created_ms), |seconds| {
-        seconds.saturating_mul(1000)
-    });
-    RunSpec {
+    let lasts_ms = old.deadline_ms.saturating_sub(old.created_ms);
+    let plan = view.fields.sealed("plan");
+    let plan = plan.filter(|_| old.kind != RunKind::Plan);
+    let spec = RunSpec {
         run_id: RunId::generate(),
         key_id: caller.key.key_id.clone(),
         created_ms,
         deadline_ms: created_ms.saturating_add(lasts_ms),
-        max_cost_micro_usd: max_cost_micro_usd.or(old.max_cost_micro_usd),
         on_conflict: match old.on_conflict {
             OnConflict::Reject => OnConflict::Enqueue,
             other => other,
         },
-        retry_of: Some(source),
+        retry_of: Some(view.id.clone()),
         traceparent: Some(caller.scope.facts().trace.to_string()),
         ..old
-    }
+    };
+    (spec, plan)
 }

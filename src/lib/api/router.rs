@@ -9,8 +9,8 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use super::observe::observe;
 use super::state::ApiState;
 use super::{
-    admin_budget, admin_cache, admin_keys, admin_tenants, audit_head, cors, docs, probes, retry,
-    runs, sessions, stream, submit, tools,
+    admin_budget, admin_cache, admin_dlq, admin_keys, admin_tenants, audit_head, cors, docs,
+    probes, retry, runs, sessions, stream, submit, tools,
 };
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
@@ -160,6 +160,30 @@ pub(super) fn routes() -> Vec<Route> {
             "/v1/admin/tenants/{tenant}/usage",
             Needs(P::Budgets),
             get(admin_budget::usage),
+        ),
+        (
+            &g,
+            "/v1/admin/dlq",
+            Needs(P::DeadLetters),
+            get(admin_dlq::list),
+        ),
+        (
+            &g,
+            "/v1/admin/dlq/groups",
+            Needs(P::DeadLetters),
+            get(admin_dlq::groups),
+        ),
+        (
+            &g,
+            "/v1/admin/dlq/{letter_id}",
+            Needs(P::DeadLetters),
+            get(admin_dlq::read),
+        ),
+        (
+            &p,
+            "/v1/admin/dlq/{letter_id}/redrive",
+            Needs(P::DeadLetters),
+            post(admin_dlq::redrive),
         ),
         (&g, "/healthz", Open, get(probes::healthz)),
         (&g, "/readyz", Open, get(probes::readyz)),

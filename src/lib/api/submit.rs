@@ -19,12 +19,12 @@ use super::submission::{
 };
 use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
-use crate::governance::Permission;
+use crate::governance::{IdempotencyKey, Permission};
 use crate::ids::{RunId, SessionId};
 use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{Admission, Admit, Claim, Gate, RunStatus};
+use crate::runs::{Admission, Admit, Claim, Gate, Redrive, RunStatus};
 use crate::runtime::clock;
 
 /// A run that was accepted.
@@ -136,7 +136,12 @@ pub(super) async fn start(
     (plan, tools): (Option<&Sealed>, Vec<String>),
     fingerprint: &str,
 ) -> Result<Response, ApiError> {
-    let (run, replayed) = admit(state, caller, how, spec, (plan, tools), fingerprint).await?;
+    let asked = Asked {
+        claim: how.idempotency.as_ref(),
+        fingerprint,
+        redrive: None,
+    };
+    let (run, replayed) = admit(state, caller, &asked, spec, (plan, tools)).await?;
     caller.scope.notes().run = Some(run.clone());
 
     let ended = match how.wait {
@@ -254,31 +259,76 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
     }
 }
 
-/// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
-/// request with the same key had done so.
-async fn admit(
+/// How a run is asked for.
+pub(super) struct Asked<'a> {
+    /// The client's name for the request.
+    pub(super) claim: Option<&'a IdempotencyKey>,
+    /// A hash of what is asked for.
+    pub(super) fingerprint: &'a str,
+    /// The dead letter that is redriven; the request passed the gate already.
+    pub(super) redrive: Option<Redrive<'a>>,
+}
+
+impl Asked<'_> {
+    fn gate(&self, state: &ApiState, caller: &Caller, spec: &RunSpec) -> Gate {
+        match &self.redrive {
+            None => caller.gate(state, Permission::Runs),
+            Some(_) => Gate {
+                key_id: spec.key_id.clone(),
+                ..caller.look(state, Permission::DeadLetters)
+            },
+        }
+    }
+}
+
+/// What a rebuild needs of a claim: its name and what it is bound to, sealed.
+async fn queued_state(
     state: &ApiState,
     caller: &Caller,
-    how: &Submitting,
+    asked: &Asked<'_>,
+    spec: &RunSpec,
+    claim: &str,
+) -> Result<Sealed, ApiError> {
+    let state_of = QueuedState {
+        claim: claim.to_owned(),
+        fingerprint: asked.fingerprint.to_owned(),
+    };
+    let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
+    let session = &spec.session_id;
+    let key = match &asked.redrive {
+        Some(redrive) if redrive.operator => passed_key(state, spec).await?,
+        _ => sessions::data_key(state, caller, Permission::Runs, session).await?,
+    };
+    Ok(key.seal(&json))
+}
+
+/// The data key of a run's session, for a request that passed the gate of the operator's tenant.
+async fn passed_key(state: &ApiState, spec: &RunSpec) -> Result<DataKey, ApiError> {
+    let (tenant, session) = (&spec.tenant, &spec.session_id);
+    let keys = &state.parts.data_keys;
+    if let Some(key) = keys.get(tenant, session) {
+        return Ok(key);
+    }
+    let wrapped = state.runs().wrapped_key(tenant, session).await?;
+    let wrapped = wrapped.ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
+    Ok(keys.unwrap(&wrapped, tenant, session)?)
+}
+
+/// Puts the run into the ledger and its command onto the topic; the run, and whether an earlier
+/// request with the same key, or about the same letter, had done so.
+pub(super) async fn admit(
+    state: &ApiState,
+    caller: &Caller,
+    asked: &Asked<'_>,
     spec: &RunSpec,
     (plan, tools): (Option<&Sealed>, Vec<String>),
-    fingerprint: &str,
 ) -> Result<(RunId, bool), ApiError> {
     let run = &spec.run_id;
     let facts = caller.scope.facts();
-    let claim = how.idempotency.as_ref();
+    let claim = asked.claim;
     let claim = claim.map(|key| key.claim(facts.method, &facts.route));
     let queued_state = match &claim {
-        Some(claim) => {
-            let state_of = QueuedState {
-                claim: claim.clone(),
-                fingerprint: fingerprint.to_owned(),
-            };
-            let json = serde_json::to_vec(&state_of).map_err(|error| internal(&error))?;
-            let session = &spec.session_id;
-            let key = sessions::data_key(state, caller, Permission::Runs, session).await?;
-            Some(key.seal(&json))
-        }
+        Some(claim) => Some(queued_state(state, caller, asked, spec, claim).await?),
         None => None,
     };
     // What the key allows too is known to the script, which writes it into the specification.
@@ -308,11 +358,11 @@ async fn admit(
             model: plan.is_none().then(|| model.clone()),
             tools,
             tools_allowed,
-            ..caller.gate(state, Permission::Runs)
+            ..asked.gate(state, caller, spec)
         },
         idempotency: claim.as_deref().map(|key| Claim {
             key,
-            fingerprint,
+            fingerprint: asked.fingerprint,
             ttl_ms: state.settings().idempotency_ttl_s.saturating_mul(1000),
         }),
         tenant: &spec.tenant,
@@ -336,7 +386,11 @@ async fn admit(
         queued_state,
         audit: &audit,
     };
-    match state.runs().admit(&admit).await? {
+    let admission = match &asked.redrive {
+        None => state.runs().admit(&admit).await?,
+        Some(redrive) => state.runs().admit_redrive(&admit, redrive).await?,
+    };
+    match admission {
         Admission::Refused(refusal) => {
             let error = caller.refused(refusal);
             if error.code == ErrorCode::NotFound {
@@ -353,7 +407,8 @@ async fn admit(
             caller.note_role(admitted.role);
             caller.scope.notes().recorded = true; // in the run's outbox
             if let Err(error) = state.deliver(&spec.tenant, &admitted.outbox).await {
-                not_produced(state, spec, how.idempotency.is_some(), error.into()).await?;
+                let named = asked.claim.is_some() || asked.redrive.is_some();
+                not_produced(state, spec, named, error.into()).await?;
             }
             Ok((run.clone(), false))
         }

@@ -69,9 +69,9 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
     tokio::pin!(has_ended);
     let failed = async {
         let _ = (&mut has_ended).await;
-        anyhow!("the server ended")
+        Err(anyhow!("the server ended"))
     };
-    let outcome = base.until_told(failed).await;
+    let outcome = base.until_told(failed).await.map(drop);
     if outcome.is_ok() {
         // Requests under way end, streams ask their clients to reconnect.
         let _ = tokio::time::timeout(settings.drain_ms.duration(), has_ended).await;

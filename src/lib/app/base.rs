@@ -21,6 +21,15 @@ const CACHED_KEYS: usize = 10_000;
 /// Time for the last records and spans to leave.
 const FLUSH: Duration = Duration::from_secs(3);
 
+/// Why a process ends in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A signal.
+    ToStop,
+    /// Its work is done.
+    Done,
+}
+
 /// The parts that every process has.
 pub(super) struct Base {
     pub(super) kafka: KafkaSettings,
@@ -124,17 +133,18 @@ impl Base {
         });
     }
 
-    /// Waits until the process is told to stop, or `failed` says why it cannot go on. From here on it
-    /// is not ready and takes nothing in.
+    /// Waits until the process is told to stop, or `ended` says that its work is done, or why it cannot
+    /// go on. From here on it is not ready and takes nothing in.
     pub(super) async fn until_told(
         &self,
-        failed: impl Future<Output = anyhow::Error>,
-    ) -> anyhow::Result<()> {
+        ended: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<Told> {
         let outcome = tokio::select! {
             signal = Shutdown::signalled() => signal.context("signals").map(|signal| {
                 tracing::info!(signal, "stopping");
+                Told::ToStop
             }),
-            error = failed => Err(error),
+            ended = ended => ended.map(|()| Told::Done),
         };
         self.health.stop();
         self.shutdown.begin();

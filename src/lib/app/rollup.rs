@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 
 use super::base::Base;
-use super::consumer;
+use super::consumer::{self, Reading};
 use crate::config::{Settings, StorageSettings};
 use crate::kafka::{Consumer, ConsumerOptions};
 use crate::messages::Topic;
@@ -21,16 +21,17 @@ const GROUP: &str = "audit-rollup";
 /// Redis is told the heads of the chains, and waited for no longer than that.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
+pub(super) async fn serve(settings: Arc<Settings>, reading: Reading) -> anyhow::Result<()> {
     let (signer, accepted) = signing_keys(&settings)?;
     let base = Base::start(SERVICE, &settings, REDIS_TIMEOUT)?;
     consumer::serve_probes(&base, settings.probe_addr).await?;
     let storage = Storage::open(&StorageSettings::from(settings.as_ref()))?;
     let limits = Limits::from(settings.as_ref());
     let rollup = Rollup::new(base.signer.clone(), limits);
+    let group = reading.group(GROUP);
     let parts = WriterParts {
         kafka: &base.kafka,
-        group: GROUP,
+        group: &group,
         store: storage.store,
         producer: base.outbox.producer().clone(),
         masker: base.masker.clone(),
@@ -51,16 +52,17 @@ pub(super) async fn serve(settings: Arc<Settings>) -> anyhow::Result<()> {
             let _ = to_ended.send(writer.run(stopping, end).await);
         });
     }
+    let options = reading
+        .options(&base, &settings, SERVICE, &group, Topic::AuditLogs)
+        .await?;
     let options = ConsumerOptions {
-        client_id: SERVICE.to_owned(),
         max_in_flight: limits.max_in_flight(),
-        drain: settings.drain_ms.duration(),
-        ..ConsumerOptions::default()
+        ..options
     };
     let kafka = base.kafka.clone();
     let consumer = consumer::start(&base, move || {
         let topics = [Topic::AuditLogs];
-        Consumer::in_order(&kafka, GROUP, &topics, rollup.sink(), options.clone())
+        Consumer::in_order(&kafka, &group, &topics, rollup.sink(), options.clone())
     });
     let failed = async {
         match ended.await {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::base::Base;
-use super::consumer;
+use super::consumer::{self, Reading};
 use crate::config::{Settings, StorageSettings};
-use crate::kafka::{Consumer, ConsumerOptions, Handler};
+use crate::kafka::{Consumer, Handler};
 use crate::llm::LlmClient;
 use crate::llm::endpoints::{Endpoint, endpoints};
 use crate::llm::openai::OpenAiClient;
@@ -63,7 +63,11 @@ impl Role {
     }
 }
 
-pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result<()> {
+pub(super) async fn serve(
+    role: Role,
+    settings: Arc<Settings>,
+    reading: Reading,
+) -> anyhow::Result<()> {
     let base = Base::start(role.service(), &settings, REDIS_TIMEOUT)?;
     consumer::serve_probes(&base, settings.probe_addr).await?;
 
@@ -127,18 +131,16 @@ pub(super) async fn serve(role: Role, settings: Arc<Settings>) -> anyhow::Result
             .run("sweeper", move || sweeper.clone().run(stop.clone()));
     }
 
-    let options = ConsumerOptions {
-        client_id: role.service().to_owned(),
-        max_in_flight: settings.max_in_flight,
-        drain: settings.drain_ms.duration(),
-        ..ConsumerOptions::default()
-    };
+    let group = reading.group(role.group());
+    let options = reading
+        .options(&base, &settings, role.service(), &group, role.topic())
+        .await?;
     let worker: Arc<dyn Handler> = Arc::new(Worker::new(context, work));
     let kafka = base.kafka.clone();
     let consumer = consumer::start(&base, move || {
         Consumer::new(
             &kafka,
-            role.group(),
+            &group,
             &[role.topic()],
             worker.clone(),
             options.clone(),

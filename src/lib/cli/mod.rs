@@ -51,7 +51,7 @@ enum Command {
     Topics(topics::Args),
     /// Print, keep or re-enqueue what topics hold.
     Replay(Box<replay::Args>),
-    /// List and show dead letters.
+    /// List, show and redrive dead letters.
     Dlq(dlq::Args),
     /// Verify, read and expire the audit files, and make their keys.
     Audit(audit::Args),

@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 
 use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
 use super::{ConfigError, Setting, Source};
@@ -234,6 +237,13 @@ settings! {
     /// Milliseconds after which the audit roll-up writes what it has.
     rollup_max_age_ms: Millis = "AGENTHUB_ROLLUP_MAX_AGE_MS", "60000";
 
+    /// Where alerts about dead letters are posted, signed as Standard Webhooks are; none when empty.
+    dlq_webhook_url: Option<SecretString> = "AGENTHUB_DLQ_WEBHOOK_URL", "", secret;
+    /// Secret that signs these alerts: `whsec_` and base64 of 24 to 64 bytes; required with the address.
+    dlq_webhook_secret: SecretString = "AGENTHUB_DLQ_WEBHOOK_SECRET", "", secret;
+    /// Milliseconds within which equal failures make one alert.
+    dlq_webhook_window_ms: Millis = "AGENTHUB_DLQ_WEBHOOK_WINDOW_MS", "300000";
+
     /// Key that signs the audit manifests, `<id>:<base64 of 32 bytes>`: `agenthub audit keygen` makes one. The audit roll-up does not start without it.
     audit_signing_key: SecretString = "AGENTHUB_AUDIT_SIGNING_KEY", "", secret;
     /// Public keys of earlier audit signing keys, `<id>:<base64 of 32 bytes>`, comma-separated: the roll-up goes on from what they signed, and `agenthub audit verify` believes them.
@@ -265,6 +275,7 @@ impl Settings {
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");
         }
+        self.dlq_webhook()?;
         if self.max_in_flight == 0 {
             return invalid("AGENTHUB_MAX_IN_FLIGHT", "at least 1");
         }
@@ -297,6 +308,32 @@ impl Settings {
 }
 
 impl Settings {
+    /// Where alerts about dead letters go, and the secret that signs them.
+    pub fn dlq_webhook(&self) -> Result<Option<(Url, Vec<u8>)>, ConfigError> {
+        let invalid = |name, expected: &str| ConfigError::Invalid {
+            name,
+            expected: expected.to_owned(),
+        };
+        let Some(url) = &self.dlq_webhook_url else {
+            return Ok(None);
+        };
+        let url = url.expose_secret().parse::<Url>().ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let url = url.ok_or_else(|| invalid("AGENTHUB_DLQ_WEBHOOK_URL", "an http or https URL"))?;
+        let secret = self.dlq_webhook_secret.expose_secret();
+        let secret = secret
+            .strip_prefix("whsec_")
+            .and_then(|text| STANDARD.decode(text).ok());
+        let secret = secret.filter(|secret| (24..=64).contains(&secret.len()));
+        let secret = secret.ok_or_else(|| {
+            invalid(
+                "AGENTHUB_DLQ_WEBHOOK_SECRET",
+                "whsec_ and base64 of 24 to 64 bytes",
+            )
+        })?;
+        Ok(Some((url, secret)))
+    }
+
     /// What the API's connections are bounded by.
     fn check_edges(&self) -> Result<(), ConfigError> {
         let invalid = |name, expected: String| Err(ConfigError::Invalid { name, expected });

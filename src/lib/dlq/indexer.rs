@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio_util::sync::CancellationToken;
 
+use super::alerts::Alerts;
 use super::letter::{self, Author, Failure};
 use crate::ids::TenantId;
 use crate::kafka::{Ack, Handler, Incoming};
@@ -29,6 +30,7 @@ pub struct Indexer {
     masker: Arc<Masker>,
     worker: String,
     stopping: CancellationToken,
+    alerts: Option<Alerts>,
 }
 
 impl Indexer {
@@ -47,7 +49,13 @@ impl Indexer {
             masker,
             worker,
             stopping,
+            alerts: None,
         }
+    }
+
+    /// With alerts about letters that are new.
+    pub fn alerting(self, alerts: Option<Alerts>) -> Self {
+        Self { alerts, ..self }
     }
 
     fn read(&self, record: &Incoming) -> DeadLetter {
@@ -92,6 +100,9 @@ impl Indexer {
             }
         };
         if new {
+            if let Some(alerts) = &self.alerts {
+                alerts.tell(&tenant, &indexed);
+            }
             let letter = &indexed.letter;
             metrics::counter!("agenthub_dlq_indexed_total", "class" => letter.class.as_str())
                 .increment(1);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ids::TenantId;
 use crate::kafka::{Incoming, Producer};
-use crate::messages::{DeadLetter, FailureClass, Outgoing, SCHEMA_VERSION, Topic, header};
+use crate::messages::{DeadLetter, FailureClass, Outgoing, RunEnd, SCHEMA_VERSION, Topic, header};
 use crate::privacy::mask::Masker;
 use crate::runtime::clock;
 
@@ -69,6 +69,7 @@ pub fn describe(record: &Incoming, failure: Failure<'_>, author: Author<'_>) -> 
         tenant: None,
         run_id: None,
         traceparent: record.header(header::TRACEPARENT).map(str::to_owned),
+        end: RunEnd::default(),
     }
 }
 

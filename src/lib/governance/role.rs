@@ -59,11 +59,13 @@ pub enum Permission {
     Audit,
     /// See and set what the tenant may spend.
     Budgets,
+    /// See and redrive dead letters.
+    DeadLetters,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Sessions,
         Self::Runs,
         Self::Tools,
@@ -72,6 +74,7 @@ impl Permission {
         Self::Cache,
         Self::Audit,
         Self::Budgets,
+        Self::DeadLetters,
     ];
 
     /// What it allows.
@@ -85,6 +88,7 @@ impl Permission {
             Self::Cache => "drop kept results of tools",
             Self::Audit => "see how far the audit chains go",
             Self::Budgets => "read and set what the tenant may spend, read what it used",
+            Self::DeadLetters => "list, read and redrive dead letters",
         }
     }
 
@@ -92,9 +96,12 @@ impl Permission {
     pub fn roles(self) -> &'static [Role] {
         match self {
             Self::Sessions | Self::Runs | Self::Tools => &Role::ALL,
-            Self::Keys | Self::Tenants | Self::Cache | Self::Audit | Self::Budgets => {
-                &[Role::Admin]
-            }
+            Self::Keys
+            | Self::Tenants
+            | Self::Cache
+            | Self::Audit
+            | Self::Budgets
+            | Self::DeadLetters => &[Role::Admin],
         }
     }
 }

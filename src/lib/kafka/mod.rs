@@ -17,7 +17,7 @@ pub mod schemas;
 
 pub use client::KafkaSettings;
 pub use consumer::{
-    Ack, Consumer, ConsumerError, ConsumerOptions, ConsumerSnapshot, ConsumerState, Handler,
+    Ack, Consumer, ConsumerError, ConsumerOptions, ConsumerSnapshot, ConsumerState, Ended, Handler,
     Incoming, Sink, StartFrom,
 };
 pub use forward::{NotForwarded, Verified};

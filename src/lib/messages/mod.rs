@@ -15,7 +15,7 @@ mod state;
 
 pub use audit::{AuditDecision, AuditRecord};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
-pub use dead_letter::{DeadLetter, FailureClass};
+pub use dead_letter::{DeadLetter, FailureClass, LetterId, RunEnd};
 pub use event::{Event, EventBatch, EventId, EventType, QueuedState};
 pub use record::{Headers, Outgoing, Topic, UnknownTopic, header};
 pub use signature::{SignatureError, Signer};

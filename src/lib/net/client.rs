@@ -74,6 +74,12 @@ pub struct SafeClient {
 #[error("the HTTP client could not be set up")]
 pub struct SetUpError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
+impl SetUpError {
+    pub(super) fn new(error: reqwest::Error) -> Self {
+        Self(error.into())
+    }
+}
+
 impl SafeClient {
     /// Sets the client up; nothing is sent.
     pub fn new(policy: Policy, limits: Limits) -> Result<Self, SetUpError> {

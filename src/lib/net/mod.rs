@@ -18,6 +18,7 @@ pub mod hops;
 pub mod policy;
 mod resolver;
 pub mod retry_after;
+pub mod webhook;
 
 pub use allow_list::AllowList;
 pub use client::{Fetched, Limits, SafeClient};
@@ -25,3 +26,4 @@ pub use error::{Class, FetchError};
 pub use hops::Hops;
 pub use policy::{Block, BlockReason, Decision, Policy, Target};
 pub use resolver::lookup;
+pub use webhook::{WebhookClient, WebhookError};

@@ -1,6 +1,8 @@
 //! The transitions and reads that the API makes. Each passes the gate inside its script.
 
-use redis::Value;
+use std::collections::HashMap;
+
+use redis::{AsyncCommands, Value};
 use serde::Serialize;
 
 use super::reply::{Reply, unexpected};
@@ -66,6 +68,18 @@ pub struct Claim<'a> {
     pub fingerprint: &'a str,
     /// Milliseconds that it is remembered.
     pub ttl_ms: u64,
+}
+
+/// A run that starts because an operator redrives a dead letter.
+#[derive(Debug, Clone, Serialize)]
+pub struct Redrive<'a> {
+    /// The letter, by its name in the index.
+    pub letter: &'a str,
+    /// Whether a letter that was redriven before is redriven again.
+    pub force: bool,
+    /// Whether the request passed the gate of the operator's own tenant, which governs the others: the
+    /// gate's key is then the one that the run is for, and is not asked again.
+    pub operator: bool,
 }
 
 /// What became of a request to start a run.
@@ -228,9 +242,33 @@ struct ReadArgs<'a> {
 impl Runs {
     /// Admits a request that starts a run, or refuses it; one round trip.
     pub async fn admit(&self, admit: &Admit<'_>) -> Result<Admission, StoreError> {
+        self.admit_as(admit, admit.tenant).await
+    }
+
+    /// As [`Runs::admit`], for a run that goes on after one that became a dead letter. The letter is
+    /// marked in the same transition; one that was redriven before answers with that run.
+    pub async fn admit_redrive(
+        &self,
+        admit: &Admit<'_>,
+        redrive: &Redrive<'_>,
+    ) -> Result<Admission, StoreError> {
+        #[derive(Serialize)]
+        struct Args<'a> {
+            #[serde(flatten)]
+            admit: &'a Admit<'a>,
+            redrive: &'a Redrive<'a>,
+        }
+        self.admit_as(&Args { admit, redrive }, admit.tenant).await
+    }
+
+    async fn admit_as(
+        &self,
+        args: &impl Serialize,
+        tenant: &TenantId,
+    ) -> Result<Admission, StoreError> {
         let values: Vec<Value> = self
             .redis
-            .invoke(&scripts::ADMIT, admit.tenant, admit, &self.settings)
+            .invoke(&scripts::ADMIT, tenant, args, &self.settings)
             .await?;
         let mut reply = Reply::new(values);
         let outcome: String = reply.next()?;
@@ -244,11 +282,41 @@ impl Runs {
             }
             "admitted" => Ok(Admission::Admitted(Admitting {
                 limits: reply.limits()?,
-                outbox: reply.outbox(admit.tenant)?,
+                outbox: reply.outbox(tenant)?,
                 role: reply.next()?,
             })),
             other => Err(unexpected("admit", other)),
         }
+    }
+
+    /// The run as it is, for a request that passed the gate already.
+    pub async fn passed_run(
+        &self,
+        tenant: &TenantId,
+        run: &RunId,
+    ) -> Result<Option<RunView>, StoreError> {
+        let base = self.redis.base(tenant);
+        let mut connection = self.redis.connection();
+        let fields: HashMap<String, String> =
+            connection.hgetall(format!("{base}:run:{run}")).await?;
+        // Of an erased session there may be an outbox left, and nothing else.
+        if !fields.contains_key("spec") {
+            return Ok(None);
+        }
+        let key: Option<String> = match fields.get("session") {
+            Some(session) => {
+                connection
+                    .hget(format!("{base}:ses:{session}"), "key")
+                    .await?
+            }
+            None => None,
+        };
+        let fields = fields
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with("o:"));
+        let flat = fields.flat_map(|(name, value)| [name, value]).collect();
+        let key = key.unwrap_or_default();
+        Ok(Some(RunView::new(run.clone(), flat, key)))
     }
 
     /// Ends a run whose command could not be produced, unless a worker has it: `None` then.

@@ -22,7 +22,8 @@ mod view;
 
 pub use claims::{ClaimEnd, Claimed, Claiming, Fence};
 pub use client::{
-    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Resolve, Resolved, SessionCreation,
+    Admission, Admit, Admitting, Cancel, Claim, Listing, Read, Redrive, Resolve, Resolved,
+    SessionCreation,
 };
 pub use gate::Gate;
 pub use history::StoredEvent;

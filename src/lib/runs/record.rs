@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{CancelMode, RunStatus};
+use crate::messages::FailureClass;
 use crate::pricing::Usage;
 use crate::privacy::Sealed;
 
@@ -139,6 +140,9 @@ pub struct StepEntry {
     /// Why it failed, for people; masked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The dead letter that its failure makes of the run; none where a rule forbade the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letter: Option<FailureClass>,
 }
 
 /// The journal's entry of a model call.

@@ -158,8 +158,12 @@ pub struct Transition<'a> {
     pub unset: Vec<String>,
     /// Events to tell.
     pub events: Vec<NewEvent>,
-    /// Records for the outbox besides the events.
+    /// Records for the outbox besides the events. They are kept even where the run is not its
+    /// owner's any more.
     pub records: Vec<NewRecord>,
+    /// The dead letter of a run that ends so: kept only where this transition ends the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub letter: Option<NewRecord>,
     /// Calls that were made.
     pub settle: Vec<Settlement>,
     /// Calls that are to be made.
@@ -182,6 +186,7 @@ impl<'a> Transition<'a> {
             unset: Vec::new(),
             events: Vec::new(),
             records: Vec::new(),
+            letter: None,
             settle: Vec::new(),
             reserve: Vec::new(),
             next: None,

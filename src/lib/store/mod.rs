@@ -28,7 +28,9 @@ use crate::ids::TenantId;
 pub use address_bits::{address_bits, network_bits};
 pub use breakers::OpenBreaker;
 pub use connection::Connection;
-pub use dead_letters::{IndexedLetter, MAX_LETTERS};
+pub use dead_letters::{
+    IndexedLetter, LetterCursor, LetterFilter, LetterGroup, MAX_LETTERS, Redriven,
+};
 pub use lock::Lock;
 pub use results::{Kept, Look, ResultName};
 pub use script::Script;

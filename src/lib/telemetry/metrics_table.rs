@@ -53,6 +53,9 @@ metrics_table! {
     Gauge "agenthub_outbox_age_seconds" "Seconds since the oldest record was put into an outbox that this sweeper lately found not acknowledged.";
     Counter "agenthub_dead_letters_total" "Records sent to the dead-letter topic, by class.";
     Counter "agenthub_dlq_indexed_total" "Dead letters put into the index, by class.";
+    Counter "agenthub_dlq_alerts_total" "Webhooks about dead letters, by outcome: sent, retried, given_up.";
+    Counter "agenthub_dlq_alerts_dropped_total" "Dead letters that no webhook tells of, because too many waited or the process ended.";
+    Counter "agenthub_dlq_redriven_total" "Dead letters redriven through this process.";
     Counter "agenthub_rollup_records_total" "Audit records in files that a manifest lists.";
     Counter "agenthub_rollup_files_total" "Audit files that a manifest lists.";
     Counter "agenthub_rollup_manifests_total" "Audit manifests by outcome: written, or taken by another roll-up.";

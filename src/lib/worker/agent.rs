@@ -14,7 +14,7 @@ use super::planning::{cancelled, fail, journal, open_answer, stop};
 use super::spending::{Bounded, Cost};
 use crate::config::Settings;
 use crate::llm::{ChatAnswer, ChatRequest};
-use crate::messages::EventType;
+use crate::messages::{EventType, FailureClass};
 use crate::plan::{Plan, PlanLimits, ToolRules};
 use crate::planner::agent::{self, CallResult, Calls, MAX_CALLS, Said, Turn, step_id};
 use crate::runs::{NewEvent, Next, RunStatus, StepEntry, StepStatus, Transition};
@@ -33,7 +33,10 @@ pub(super) async fn carry_out(
 ) {
     let mut agent = match Agent::of(&run, settings) {
         Ok(agent) => agent,
-        Err((code, message)) => return fail(&run, run.transition(), code, &message).await,
+        Err((code, message)) => {
+            let letter = Some((FailureClass::Permanent, 1));
+            return fail(&run, run.transition(), code, &message, letter).await;
+        }
     };
     let most = u32::try_from(settings.max_turns).unwrap_or(u32::MAX);
     let most = most.saturating_add(MAX_FAILED_CALLS);
@@ -47,7 +50,7 @@ pub(super) async fn carry_out(
         let question = agent.question(opening);
         let mut answered = match calls.ask(&question, transition, &mut signal).await {
             Ok(answered) => answered,
-            Err(unanswered) => return stop(&run, unanswered).await,
+            Err(unanswered) => return stop(&run, unanswered, calls.made()).await,
         };
         journal(&run, &mut answered);
         transition = answered.transition;
@@ -105,7 +108,8 @@ pub(super) async fn carry_out(
 
 async fn out_of_turns(run: &Owned, settings: &Settings, transition: Transition<'_>) {
     let message = format!("the model gave no answer in {} turns", settings.max_turns);
-    fail(run, transition, "max_turns_exceeded", &message).await;
+    // A limit that the operator set, and no failure.
+    fail(run, transition, "max_turns_exceeded", &message, None).await;
 }
 
 /// Where an agent is.

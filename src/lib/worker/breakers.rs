@@ -190,11 +190,16 @@ impl Breakers {
 
     /// Whether calls pass without further ado, as far as this worker knows.
     pub fn is_closed(&self, guarded: &Guarded) -> bool {
+        self.phase(guarded) == Phase::Closed
+    }
+
+    /// The phase of a breaker, as far as this worker knows.
+    pub fn phase(&self, guarded: &Guarded) -> Phase {
         let tenants = self.tenants();
         let entry = tenants
             .get(&guarded.tenant)
             .and_then(|tenant| tenant.entries.get(&guarded.name));
-        entry.is_none_or(|entry| entry.breaker.phase(clock::now_ms()) == Phase::Closed)
+        entry.map_or(Phase::Closed, |entry| entry.breaker.phase(clock::now_ms()))
     }
 
     /// How long until a call may pass; nothing when one may now.

@@ -14,16 +14,17 @@ use tokio::time::Instant;
 
 use super::attempt::{Attempt, Attempted};
 use super::breakers::{Breakers, Guarded, Permit};
+use super::dead_letters::{Ending, MODEL};
 use super::lease::Signal;
 use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
 use super::results::Results;
 use super::spending::{Bounded, Unpriced};
 use crate::config::Settings;
-use crate::executor::breaker::ASK_AGAIN;
+use crate::executor::breaker::{ASK_AGAIN, Phase};
 use crate::executor::schedule::Outcome;
 use crate::ids::TenantId;
-use crate::messages::{Command, EventType, RunKind};
+use crate::messages::{Command, EventType, FailureClass, RunKind};
 use crate::plan::{CheckedPlan, Plan};
 use crate::planner::agent::turn_of;
 use crate::pricing::Prices;
@@ -102,6 +103,20 @@ impl Execution {
     fn guarded(&self, tenant: &TenantId, tool: &str, args: Option<&Value>) -> Guarded {
         let target = args.and_then(|args| self.tools.get(tool)?.target(args));
         self.breakers.of_tool(tenant, tool, target.as_deref())
+    }
+
+    /// State of the breaker before a tool, or before the target that the arguments name.
+    pub(super) fn breaker_state(
+        &self,
+        tenant: &TenantId,
+        tool: &str,
+        args: Option<&Value>,
+    ) -> &'static str {
+        match self.breakers.phase(&self.guarded(tenant, tool, args)) {
+            Phase::Closed => "closed",
+            Phase::Open => "open",
+            Phase::HalfOpen => "half_open",
+        }
     }
 
     /// Reads the plan, and finds the steps that may be begun with the acquire, so that a run of one step
@@ -213,6 +228,18 @@ impl Execution {
                 transition
                     .set
                     .insert("code".to_owned(), "invalid_plan".to_owned());
+                // What a client gave was checked when it was admitted; what it gave wrong is its own.
+                if run.command.spec.kind != RunKind::Execute {
+                    transition.letter = run.dead_letter(&Ending {
+                        class: FailureClass::Permanent,
+                        error: &message,
+                        attempts: 1,
+                        code: "invalid_plan",
+                        tool: Some(MODEL),
+                        step: None,
+                        breaker: None,
+                    });
+                }
                 transition.next = Some(Next::End {
                     status: RunStatus::Failed,
                     data,
@@ -582,6 +609,7 @@ impl Carrying<'_> {
                 .unwrap_or_else(|| "the step failed".to_owned());
             transition.set.insert("code".to_owned(), code.clone());
             transition.set.insert("error".to_owned(), message.clone());
+            transition.letter = self.progress.dead_letter(&step_id);
             let data = self
                 .run
                 .told(&json!({ "code": code, "message": message, "step_id": step_id }));
@@ -641,6 +669,7 @@ impl StepEntry {
             output: None,
             code: None,
             error: None,
+            letter: None,
         }
     }
 }

@@ -41,6 +41,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tracing::Instrument;
 
 use self::command::{Received, receive};
+use self::dead_letters::Ending;
 use self::owned::{Owned, new_owner};
 use crate::ids::TenantId;
 use crate::kafka::{Ack, Handler, Incoming};
@@ -131,7 +132,7 @@ impl Worker {
         Self { context, work }
     }
 
-    async fn take_up(&self, record: &Incoming, command: Command, ack: Ack) {
+    async fn take_up(&self, record: &Arc<Incoming>, command: Command, ack: Ack) {
         let spec = &command.spec;
         let (tenant, run_id) = (spec.tenant.clone(), spec.run_id.clone());
         let Some(taking) = self.acquire(&command).await else {
@@ -157,14 +158,20 @@ impl Worker {
                 return ack.done();
             }
         }
-        let run = Owned::new(self.context.clone(), command, owner, acquired);
+        let run = Owned::new(
+            self.context.clone(),
+            record.clone(),
+            command,
+            owner,
+            acquired,
+        );
         let (Some(run), Some(prepared)) = (run, taking.prepared) else {
             // The session was erased between the acquire and now; so was the run.
             return ack.done();
         };
         run.produce_behind(outbox);
         if outcome == Outcome::Poisoned {
-            self.give_up(record, &run).await;
+            self.give_up(&run).await;
             return ack.done();
         }
         if outcome == Outcome::Acquired {
@@ -253,21 +260,23 @@ impl Worker {
     }
 
     /// Ends a run whose command was taken up too often without progress, with a dead letter.
-    async fn give_up(&self, record: &Incoming, run: &Owned) {
+    async fn give_up(&self, run: &Owned) {
         let error = format!(
             "taken up {} times without progress",
             self.context.settings.max_deliveries
         );
-        let letter = dead_letters::letter(
-            &self.context,
-            record,
-            FailureClass::TooManyDeliveries,
-            &error,
-            Some(&run.command.spec),
-        );
-        let data = self.context.failure("too_many_deliveries", &error);
+        let code = FailureClass::TooManyDeliveries.as_str();
+        let data = self.context.failure(code, &error);
         let mut transition = run.transition();
-        transition.records.extend(letter);
+        transition.letter = run.dead_letter(&Ending {
+            class: FailureClass::TooManyDeliveries,
+            error: &error,
+            attempts: self.context.settings.max_deliveries,
+            code,
+            tool: None,
+            step: None,
+            breaker: None,
+        });
         transition.next = Some(Next::End {
             status: RunStatus::Failed,
             data,

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::audit::Call;
+use super::dead_letters::class_of;
 use super::delta::Deltas;
 use super::lease::Signal;
 use super::llm_router::{LlmRouter, Route, Tried};
@@ -19,6 +20,7 @@ use crate::llm::fallback::Choice;
 use crate::llm::{
     ChatAnswer, ChatRequest, LlmError, LlmErrorClass, input_bound_tokens, is_unbilled,
 };
+use crate::messages::FailureClass;
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
 use crate::telemetry::labels;
@@ -69,13 +71,29 @@ pub(super) struct Unanswered<'r> {
 /// How a call, or the wait before it, ended without an answer.
 pub(super) enum Why {
     /// It failed for good.
-    Failed { code: &'static str, message: String },
+    Failed {
+        code: &'static str,
+        message: String,
+        /// The dead letter that it makes of the run; none where a rule forbade the call.
+        letter: Option<FailureClass>,
+    },
     /// The next attempt is far off.
     Park { after: Duration },
     /// A client asked for the run's end.
     Cancelled,
     /// The run is not this worker's any more.
     Lost,
+}
+
+impl Why {
+    /// There is no further attempt.
+    fn given_up(error: LlmError, decision: RetryDecision) -> Self {
+        Self::Failed {
+            code: error.code,
+            message: error.message,
+            letter: class_of(decision),
+        }
+    }
 }
 
 /// The model calls of one run under one owner.
@@ -118,6 +136,11 @@ impl<'r> ModelCalls<'r> {
     pub(super) fn told(mut self) -> Self {
         self.told = self.settings.llm_stream;
         self
+    }
+
+    /// Calls that were made so far, those of earlier owners included.
+    pub(super) fn made(&self) -> u32 {
+        self.made
     }
 
     /// Calls that may still be made.
@@ -223,10 +246,7 @@ impl<'r> ModelCalls<'r> {
                     }
                     Err(why) => why,
                 },
-                RetryDecision::GiveUp { .. } | RetryDecision::OutcomeUnknown => Why::Failed {
-                    code: error.code,
-                    message: error.message,
-                },
+                decision => Why::given_up(error, decision),
             };
             return Err(Unanswered {
                 why: stopped,
@@ -261,7 +281,11 @@ impl<'r> ModelCalls<'r> {
             Ok(bounded) => bounded,
             Err(error) => {
                 let (code, message) = ("model_unpriced", error.to_string());
-                let why = Why::Failed { code, message };
+                let why = Why::Failed {
+                    code,
+                    message,
+                    letter: None,
+                };
                 return Err(Unanswered { why, transition });
             }
         };
@@ -274,7 +298,11 @@ impl<'r> ModelCalls<'r> {
             Standing::OverBudget(refused) => {
                 let message = super::over_budget(refused.first());
                 let code = "budget_exceeded";
-                Why::Failed { code, message }
+                Why::Failed {
+                    code,
+                    message,
+                    letter: None,
+                }
             }
             Standing::Cancel(_) => Why::Cancelled,
             Standing::Lost => Why::Lost,

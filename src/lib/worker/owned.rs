@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::lease::{Held, Signal};
 use super::{WorkerContext, reconnect_delays};
-use crate::kafka::Acknowledged;
+use crate::kafka::{Acknowledged, Incoming};
 use crate::messages::Command;
 use crate::privacy::DataKey;
 use crate::runs::{
@@ -45,6 +45,8 @@ pub(super) enum Standing {
 #[derive(Debug)]
 pub(super) struct Owned {
     pub(super) context: Arc<WorkerContext>,
+    /// The record that it was taken up by.
+    pub(super) record: Arc<Incoming>,
     pub(super) command: Command,
     /// The run as it was when it was acquired.
     pub(super) fields: Fields,
@@ -62,6 +64,7 @@ impl Owned {
     /// Holds the lease from here on. `None` when the session was erased.
     pub(super) fn new(
         context: Arc<WorkerContext>,
+        record: Arc<Incoming>,
         command: Command,
         owner: String,
         acquired: Acquired,
@@ -81,6 +84,7 @@ impl Owned {
         let held = context.leases.hold(&spec.tenant, &spec.run_id, &owner);
         Some(Self {
             context,
+            record,
             command,
             fields: acquired.fields,
             key,

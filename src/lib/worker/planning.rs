@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::agent;
+use super::dead_letters::{Ending, MODEL};
 use super::lease::Signal;
 use super::llm_router::LlmRouter;
 use super::model_call::{self, Answered, ModelCalls, Unanswered, Why};
@@ -14,7 +15,7 @@ use super::owned::Owned;
 use super::spending::{Bounded, Cost};
 use crate::config::Settings;
 use crate::llm::{ChatAnswer, ChatRequest};
-use crate::messages::{Command, EventType, RunKind};
+use crate::messages::{Command, EventType, FailureClass, RunKind};
 use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
 use crate::planner::{plan_of, prompt};
@@ -84,7 +85,7 @@ impl Planning {
     pub(super) async fn carry_out(&self, run: Owned, prepared: Prepared) {
         let original = match prepared.request {
             Ok(request) => request,
-            Err(message) => return fail(&run, run.transition(), "invalid_run", &message).await,
+            Err(message) => return invalid(&run, run.transition(), &message).await,
         };
         if run.command.spec.kind == RunKind::Agent {
             let (llm, settings) = (&self.llm, &self.settings);
@@ -103,7 +104,7 @@ impl Planning {
             let (answer, cost) = if let Some(call) = recorded.next() {
                 match open_answer(&run, &call) {
                     Ok(answer) => (answer, Cost::default()),
-                    Err(message) => return fail(&run, transition, "invalid_run", &message).await,
+                    Err(message) => return invalid(&run, transition, &message).await,
                 }
             } else {
                 let request = request.as_ref().unwrap_or(&original);
@@ -113,7 +114,7 @@ impl Planning {
                         transition = answered.transition;
                         (answered.answer, answered.cost)
                     }
-                    Err(unanswered) => return stop(&run, unanswered).await,
+                    Err(unanswered) => return stop(&run, unanswered, calls.made()).await,
                 }
             };
             let outcome = self.plan(&run, &answer);
@@ -126,7 +127,8 @@ impl Planning {
                 Err(problems) => {
                     if repair::after_refusal(repairs, calls.left()) == AfterRefusal::GiveUp {
                         let message = describe(&problems);
-                        return fail(&run, transition, "plan_rejected", &message).await;
+                        let letter = Some((FailureClass::Permanent, calls.made()));
+                        return fail(&run, transition, "plan_rejected", &message, letter).await;
                     }
                     tracing::info!(problems = %describe(&problems), "the plan was refused; asking again");
                     repairs += 1;
@@ -256,10 +258,17 @@ pub(super) fn journal(run: &Owned, answered: &mut Answered<'_>) {
     );
 }
 
-pub(super) async fn stop(run: &Owned, unanswered: Unanswered<'_>) {
+pub(super) async fn stop(run: &Owned, unanswered: Unanswered<'_>, calls: u32) {
     let mut transition = unanswered.transition;
     match unanswered.why {
-        Why::Failed { code, message } => fail(run, transition, code, &message).await,
+        Why::Failed {
+            code,
+            message,
+            letter,
+        } => {
+            let letter = letter.map(|class| (class, calls));
+            fail(run, transition, code, &message, letter).await;
+        }
         Why::Park { after } => {
             let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             let wake_at = run.context.now_ms().saturating_add(after);
@@ -285,7 +294,31 @@ pub(super) fn cancelled() -> Next {
     }
 }
 
-pub(super) async fn fail(run: &Owned, mut transition: Transition<'_>, code: &str, message: &str) {
+/// What was stored of the run cannot be read: another attempt would not read it either.
+pub(super) async fn invalid(run: &Owned, transition: Transition<'_>, message: &str) {
+    let letter = Some((FailureClass::Permanent, 1));
+    fail(run, transition, "invalid_run", message, letter).await;
+}
+
+/// Ends the run. `letter` is the class of its dead letter and the attempts that were made.
+pub(super) async fn fail(
+    run: &Owned,
+    mut transition: Transition<'_>,
+    code: &str,
+    message: &str,
+    letter: Option<(FailureClass, u32)>,
+) {
+    transition.letter = letter.and_then(|(class, attempts)| {
+        run.dead_letter(&Ending {
+            class,
+            error: message,
+            attempts,
+            code,
+            tool: Some(MODEL),
+            step: None,
+            breaker: None,
+        })
+    });
     let data = run.context.failure(code, message);
     transition.set.insert("code".to_owned(), code.to_owned());
     transition.set.insert(

@@ -9,16 +9,19 @@ use serde_json::{Value, json};
 use super::Execution;
 use super::attempt::Attempted;
 use super::audit::Call;
+use super::dead_letters::{Ending, class_of};
 use super::owned::Owned;
 use super::results::Origin;
 use super::spending::{Bounded, Cost};
 use crate::executor::retry::{FailedAttempt, RetryDecision, decide};
 use crate::executor::schedule::{OUTCOME_UNKNOWN, Outcome, Schedule, StepState};
-use crate::messages::{EventType, RunKind};
+use crate::messages::{EventType, FailureClass, RunKind};
 use crate::plan::{CheckedPlan, Step, reference};
-use crate::runs::{NewEvent, OverBudget, StepEntry, StepStatus, Transition};
+use crate::runs::{NewEvent, NewRecord, OverBudget, StepEntry, StepStatus, Transition};
 use crate::tools::{Effects, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
+/// Codes of steps whose arguments are wrong.
+const ARGUMENT_CODES: [&str; 3] = ["invalid_arguments", "invalid_args", "unresolved_reference"];
 /// The run's field that counts further attempts of all its steps: a takeover goes on with it.
 const RETRIES: &str = "retries";
 
@@ -128,6 +131,40 @@ impl<'a> Progress<'a> {
 
     pub(super) fn error(&self, id: &str) -> Option<String> {
         self.entries.get(id)?.error.clone()
+    }
+
+    /// The dead letter of a run that failed by this step. A step whose outcome is unknown makes one
+    /// whatever else failed first: someone has to say what became of it.
+    pub(super) fn dead_letter(&self, id: &str) -> Option<NewRecord> {
+        let failed = self.entries.get_key_value(id);
+        let failed =
+            failed.filter(|(_, entry)| entry.letter.is_some() && !self.is_plans_fault(entry));
+        let unknown =
+            |(_, entry): &(&String, &StepEntry)| entry.status == StepStatus::OutcomeUnknown;
+        let (step, entry) = failed.or_else(|| self.entries.iter().find(unknown))?;
+        let most = self.run.context.settings.max_args_bytes.0;
+        let args = self
+            .step(step)
+            .and_then(|step| self.resolve(step, most).ok());
+        let tenant = &self.run.command.spec.tenant;
+        self.run.dead_letter(&Ending {
+            class: entry.letter.unwrap_or(FailureClass::OutcomeUnknown),
+            error: entry.error.as_deref().unwrap_or("the step failed"),
+            attempts: entry.attempts,
+            code: entry.code.as_deref().unwrap_or_default(),
+            tool: Some(&entry.tool),
+            step: Some(step),
+            breaker: Some(
+                self.execution
+                    .breaker_state(tenant, &entry.tool, args.as_ref()),
+            ),
+        })
+    }
+
+    /// Whether a step failed by what the client wrote into its plan.
+    fn is_plans_fault(&self, entry: &StepEntry) -> bool {
+        let code = entry.code.as_deref().unwrap_or_default();
+        self.run.command.spec.kind == RunKind::Execute && ARGUMENT_CODES.contains(&code)
     }
 
     pub(super) fn ready(&self) -> Vec<String> {
@@ -396,7 +433,7 @@ impl<'a> Progress<'a> {
         entry.status = StepStatus::Succeeded;
         entry.ended_ms = Some(self.run.context.now_ms());
         entry.output = Some(sealed);
-        (entry.code, entry.error) = (None, None);
+        (entry.code, entry.error, entry.letter) = (None, None, None);
         self.schedule.set(id, StepState::Succeeded);
         self.outputs.insert(id.to_owned(), output.value);
         self.put(transition, id, entry);
@@ -414,6 +451,7 @@ impl<'a> Progress<'a> {
         let mut data = json!({ "tool": entry.tool, "code": error.code, "message": message });
         entry.code = Some(error.code.to_owned());
         entry.error = Some(message);
+        entry.letter = class_of(decision);
         let attempt = Some(entry.attempts);
         let (event_type, after) = match decision {
             RetryDecision::Retry { after } if self.schedule.may_start() => {

@@ -52,12 +52,17 @@ impl Process {
 
     /// Waits until it has stopped; whether in order.
     pub async fn stopped(&mut self) -> bool {
+        self.exit_code().await == Some(0)
+    }
+
+    /// Waits until it has stopped; its exit code.
+    pub async fn exit_code(&mut self) -> Option<i32> {
         let status = eventually("the process ends", || {
             std::future::ready(self.child.try_wait().unwrap())
         })
         .await;
         reaper::ended(&self.child);
-        status.success()
+        status.code()
     }
 
     /// What it has logged so far.
@@ -219,6 +224,11 @@ impl Stack {
 
     /// Starts a process and does not wait for it.
     pub fn begin(&mut self, name: &str) {
+        self.begin_with(name, &[]);
+    }
+
+    /// As [`Stack::begin`], with arguments.
+    pub fn begin_with(&mut self, name: &str, args: &[&str]) {
         let binary = match name.split('-').next().unwrap() {
             "api" => env!("CARGO_BIN_EXE_agenthub-api"),
             "planner" => env!("CARGO_BIN_EXE_agenthub-planner"),
@@ -227,7 +237,7 @@ impl Stack {
             "dlq" => env!("CARGO_BIN_EXE_agenthub-dlq"),
             other => panic!("no process {other}"),
         };
-        self.spawn(name, binary, &[]);
+        self.spawn(name, binary, args);
     }
 
     fn spawn(&mut self, name: &str, binary: &str, args: &[&str]) {
@@ -297,12 +307,17 @@ impl Stack {
 
     /// Runs the command line as a client of this installation; what it printed.
     pub async fn client_command(&self, args: &[&str]) -> String {
+        self.command_with(&self.api_key, args).await
+    }
+
+    /// As [`Stack::client_command`], with a key.
+    pub async fn command_with(&self, key: &str, args: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agenthub"));
         command
             .args(args)
             .env_clear()
             .env("AGENTHUB_URL", self.url(""))
-            .env("AGENTHUB_API_KEY", &self.api_key);
+            .env("AGENTHUB_API_KEY", key);
         let output = tokio::task::spawn_blocking(move || command.output())
             .await
             .unwrap()

@@ -249,6 +249,50 @@ impl Client {
         Ok(())
     }
 
+    /// Every dead letter that fits, the latest first, as the API wrote them.
+    pub async fn letters(
+        &self,
+        query: &[(&str, String)],
+    ) -> Result<Vec<Box<RawValue>>, ClientError> {
+        let mut letters: Vec<Box<RawValue>> = Vec::new();
+        let mut cursor: Option<String> = None;
+        let size = PAGE.to_string();
+        loop {
+            let fixed = [
+                ("cursor", cursor.as_deref()),
+                ("limit", Some(size.as_str())),
+            ];
+            let asked = query
+                .iter()
+                .map(|(name, value)| (*name, Some(value.as_str())));
+            let all: Vec<_> = asked.chain(fixed).collect();
+            let url = with_query(self.url(&["admin", "dlq"]), &all);
+            let page: Page = self.answer(self.http.get(url)).await?;
+            letters.extend(page.data);
+            match page.next_cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(letters),
+            }
+        }
+    }
+
+    /// Redrives a dead letter; what the API answered.
+    pub async fn redrive(
+        &self,
+        id: &str,
+        tenant: Option<&str>,
+        force: bool,
+        idempotency_key: &str,
+    ) -> Result<Value, ClientError> {
+        let url = self.url(&["admin", "dlq", id, "redrive"]);
+        let request = self.http.post(match tenant {
+            Some(_) => with_query(url, &[("tenant", tenant)]),
+            None => url,
+        });
+        let request = request.header("Idempotency-Key", idempotency_key);
+        self.answer(request.json(&json!({ "force": force }))).await
+    }
+
     /// The tools, as the API wrote them.
     pub async fn tools(&self) -> Result<Vec<Box<RawValue>>, ClientError> {
         let page: Page = self.answer(self.request(Method::GET, &["tools"])).await?;

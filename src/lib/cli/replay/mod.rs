@@ -103,6 +103,7 @@ struct Action {
 }
 
 /// What happens to the wanted records.
+#[allow(clippy::large_enum_variant)] // there is one of it
 enum Sink {
     Print(print::Printer),
     Save(PathBuf, BufWriter<File>),

@@ -1,5 +1,7 @@
 //! What `topics describe` shows: leaders, offsets, and how far each group is behind.
 
+use std::collections::HashMap;
+
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaResult;
@@ -9,6 +11,7 @@ use serde::Serialize;
 use super::{Admin, AdminError, CONNECT_TIMEOUT, REQUEST_TIMEOUT};
 use crate::kafka::catalogue::{Catalogue, TopicSpec};
 use crate::kafka::client::Observer;
+use crate::messages::Topic;
 
 /// The cluster and the declared topics that exist on it.
 #[derive(Debug, Clone, Serialize)]
@@ -91,6 +94,56 @@ impl Admin {
             cluster.topics.push(topic);
         }
         Ok(cluster)
+    }
+
+    /// The partitions of a topic that hold records, each with the offset that its next one gets.
+    pub async fn ends(&self, topic: Topic) -> Result<HashMap<(Topic, i32), i64>, AdminError> {
+        let name = self.settings.topic(topic);
+        let metadata = self.metadata(CONNECT_TIMEOUT).await?;
+        let found = metadata.topics().iter().find(|t| t.name() == name);
+        let found = found.filter(|t| t.error().is_none());
+        let Some(found) = found else {
+            return Err(AdminError::Refused {
+                what: format!("the topic {name}"),
+                reason: "it does not exist".to_owned(),
+            });
+        };
+        let partitions: Vec<i32> = found
+            .partitions()
+            .iter()
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect();
+        let ends = self
+            .blocking(move |client| {
+                let mut ends = HashMap::new();
+                for partition in partitions {
+                    let (start, end) =
+                        client
+                            .inner()
+                            .fetch_watermarks(&name, partition, REQUEST_TIMEOUT)?;
+                    if start < end {
+                        ends.insert((topic, partition), end);
+                    }
+                }
+                Ok(ends)
+            })
+            .await?;
+        Ok(ends)
+    }
+
+    /// Members that a group has at this moment; 0 for one that nobody is in. `group` is without the
+    /// namespace. Groups of the `consumer` protocol show none to this request of the classic one.
+    pub async fn members(&self, group: &str) -> Result<usize, AdminError> {
+        let group = self.settings.group(group);
+        let members = self
+            .blocking(move |client| {
+                let list = client
+                    .inner()
+                    .fetch_group_list(Some(&group), REQUEST_TIMEOUT)?;
+                Ok(list.groups().iter().map(|g| g.members().len()).sum())
+            })
+            .await?;
+        Ok(members)
     }
 
     async fn topic_info(

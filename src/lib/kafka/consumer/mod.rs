@@ -12,11 +12,14 @@
 
 mod assignment;
 mod attempts;
+mod catch_up;
 mod membership;
 mod record;
 mod run;
 mod state;
 
+use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +51,35 @@ pub enum StartFrom {
     Timestamp(i64),
 }
 
+impl FromStr for StartFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "committed" => Ok(Self::Committed),
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            time => {
+                let time: Result<jiff::Timestamp, _> = time.parse();
+                time.map(|time| Self::Timestamp(time.as_millisecond()))
+                    .map_err(|_| {
+                        "expected earliest, latest, committed or a time such as 2026-01-31T12:00:00Z"
+                            .to_owned()
+                    })
+            }
+        }
+    }
+}
+
+/// How a consumer ended that nothing went wrong with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Everything before the ends that it was to read up to is handled and committed.
+    CaughtUp,
+}
+
 /// How a consumer works.
 #[derive(Debug, Clone)]
 pub struct ConsumerOptions {
@@ -57,6 +89,9 @@ pub struct ConsumerOptions {
     pub max_in_flight: usize,
     /// Where it begins.
     pub from: StartFrom,
+    /// Where it ends, for jobs: the offset after the last record, by topic and partition; partitions
+    /// that have nothing to read are left out. It never ends by itself when absent.
+    pub until: Option<Arc<HashMap<(Topic, i32), i64>>>,
     /// How long records may take to end when it stops.
     pub drain: Duration,
     /// How long records may take to end when their partition is revoked. Meanwhile the others of
@@ -74,6 +109,7 @@ impl Default for ConsumerOptions {
             client_id: "agenthub".to_owned(),
             max_in_flight: 256,
             from: StartFrom::Committed,
+            until: None,
             drain: Duration::from_secs(10),
             revoke_drain: Duration::from_secs(3),
             max_attempts: 3,
@@ -143,8 +179,13 @@ impl Consumer {
         let state = Arc::new(ConsumerState::new(group.clone()));
         let (to_changes, changes) = mpsc::unbounded_channel();
         let membership = membership::Membership::new(to_changes, Arc::clone(&state));
-        let client: StreamConsumer<_> =
-            config(settings, &group, &options.client_id).create_with_context(membership)?;
+        let client: StreamConsumer<_> = {
+            let mut config = config(settings, &group, &options.client_id);
+            if options.until.is_some() {
+                config.set("enable.partition.eof", "true");
+            }
+            config.create_with_context(membership)?
+        };
         let topics = topics
             .iter()
             .map(|topic| (*topic, settings.topic(*topic).into()))
@@ -160,13 +201,14 @@ impl Consumer {
     }
 
     /// Runs until `shutdown` is cancelled: then it stops intake, waits for the records in flight to
-    /// the deadline, commits, and leaves the group.
+    /// the deadline, commits, and leaves the group. With [`ConsumerOptions::until`] it also ends when
+    /// it has caught up: then it waits for the records in flight as long as they take.
     ///
     /// # Errors
     /// When the client failed for good. The group has been left, and a new consumer is to be made.
     /// With the `consumer` protocol librdkafka 2.12 ends so when a member is put out of the group
     /// while it is to give partitions back.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ConsumerError> {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Ended, ConsumerError> {
         self.run.run(shutdown).await
     }
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use metrics::{Counter, Gauge};
-use rdkafka::Offset;
 use rdkafka::consumer::{CommitMode, Consumer as _, MessageStream};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use self::rebalance::Revocation;
 use super::assignment::{Assignment, Place};
 use super::attempts::{self, Attempts, Recipient};
+use super::catch_up::CatchUp;
 use super::membership::{Change, Client, Member, Membership};
 use super::record::{AckSlot, Done, Incoming};
 use super::state::ConsumerState;
-use super::{ConsumerError, ConsumerOptions};
+use super::{ConsumerError, ConsumerOptions, Ended, StartFrom};
 use crate::messages::Topic;
 use crate::runtime::clock;
 
@@ -38,6 +39,8 @@ const HOLD: Duration = Duration::from_millis(50);
 const BATCH: usize = 64;
 /// Records remembered behind slow ones, over all partitions, at which intake stops.
 const MAX_WINDOW: usize = 200_000;
+/// How long the brokers may take to tell what the group has committed.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the brokers may take for the last commit, and for the group to be left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 type Received<'a> = KafkaResult<BorrowedMessage<'a>>;
@@ -62,6 +65,8 @@ pub(super) struct Run {
     stop_at: Option<Instant>,
     paused: bool,
     full_since: Option<Instant>,
+    /// How far a job still has to read.
+    catch_up: Option<CatchUp>,
     shown: Option<Instant>,
 }
 
@@ -103,7 +108,9 @@ impl Run {
         state: Arc<ConsumerState>,
     ) -> Self {
         let (to_done, done) = mpsc::unbounded_channel();
+        let until = options.until.as_deref().cloned();
         Self {
+            catch_up: until.map(CatchUp::new),
             member: Member {
                 client: Arc::new(client),
                 changes,
@@ -132,24 +139,25 @@ impl Run {
         Arc::clone(&self.state)
     }
 
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), ConsumerError> {
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<Ended, ConsumerError> {
         let client = Arc::clone(&self.member.client);
         let names: Vec<&str> = self.topics.iter().map(|(_, name)| &**name).collect();
-        let mut outcome = client.subscribe(&names).map_err(ConsumerError::from);
-        if outcome.is_ok() {
-            outcome = self.serve(client.stream(), &shutdown).await;
-        }
+        let outcome = match client.subscribe(&names) {
+            Ok(()) => self.serve(client.stream(), &shutdown).await,
+            Err(error) => Err(error.into()),
+        };
         drop(client);
         self.finish().await;
         outcome
     }
 
-    /// Returns when everything in flight is done after a stop, or the stop's deadline has passed.
+    /// Returns when everything in flight is done after a stop, or the stop's deadline has passed; and
+    /// when a job has caught up.
     async fn serve(
         &mut self,
         mut stream: MessageStream<'_, Membership>,
         shutdown: &CancellationToken,
-    ) -> Result<(), ConsumerError> {
+    ) -> Result<Ended, ConsumerError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut done = Vec::with_capacity(BATCH);
@@ -159,7 +167,10 @@ impl Run {
                 .stop_at
                 .is_some_and(|at| self.in_flight() == 0 || Instant::now() >= at)
             {
-                return Ok(());
+                return Ok(Ended::Stopped);
+            }
+            if self.is_ending() && self.stop_at.is_none() && self.in_flight() == 0 {
+                return Ok(Ended::CaughtUp);
             }
             // While paused the stream brings events only, and those must be served.
             let listening = self.paused || self.has_room();
@@ -172,7 +183,10 @@ impl Run {
                     self.revoke_if_drained(Instant::now())?;
                 }
                 Some(_) = self.tasks.join_next(), if !drained => self.reap(),
-                _ = tick.tick() => self.tick()?,
+                _ = tick.tick() => {
+                    self.tick()?;
+                    self.catch_up().await?;
+                }
                 Some(message) = stream.next(), if listening => {
                     self.receive(message)?;
                     for _ in 1..BATCH {
@@ -193,7 +207,17 @@ impl Run {
     }
 
     fn has_room(&self) -> bool {
-        self.stop_at.is_none() && !self.paused && !self.is_full()
+        self.takes_in() && !self.paused && !self.is_full()
+    }
+
+    /// Whether records are taken up; those that are not stay uncommitted.
+    fn takes_in(&self) -> bool {
+        self.stop_at.is_none() && !self.is_ending()
+    }
+
+    /// Whether a job has taken in all that it is to read.
+    fn is_ending(&self) -> bool {
+        self.catch_up.as_ref().is_some_and(CatchUp::has_ended)
     }
 
     /// Records that someone works on: a task that may have acknowledged its record already, or a
@@ -214,6 +238,13 @@ impl Run {
         let message = match message {
             Ok(message) => message,
             Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(error.into()),
+            Err(KafkaError::PartitionEOF(partition)) => {
+                // It names no topic: of several, a record has to tell.
+                if let ([(topic, _)], Some(job)) = (&*self.topics, &mut self.catch_up) {
+                    job.at_end((*topic, partition));
+                }
+                return Ok(());
+            }
             Err(error) => {
                 // librdkafka goes on by itself: brokers that are away, topics not there yet.
                 tracing::debug!(%error, "consumer error");
@@ -222,7 +253,7 @@ impl Run {
         };
         let known = self.topics.iter().find(|(_, n)| **n == *message.topic());
         // After a stop nothing is taken up; what is not tracked stays uncommitted.
-        let Some((topic, name)) = known.filter(|_| self.stop_at.is_none()) else {
+        let Some((topic, name)) = known.filter(|_| self.takes_in()) else {
             return Ok(());
         };
         let place = (*topic, message.partition());
@@ -232,6 +263,9 @@ impl Run {
         let Some(generation) = tracked else {
             return Ok(());
         };
+        if let Some(job) = &mut self.catch_up {
+            job.received(place, message.offset());
+        }
         let record = Incoming::copy(&message, *topic, Arc::clone(name), generation);
         let slot = AckSlot::new(&record, self.to_done.clone());
         match &self.recipient {
@@ -264,7 +298,7 @@ impl Run {
         }
         let below_half = busy * 2 < self.options.max_in_flight.max(1)
             && self.assignment.window() * 2 < MAX_WINDOW;
-        if self.paused && below_half && self.stop_at.is_none() {
+        if self.paused && below_half && self.takes_in() {
             let resumed = self.set_paused(&self.assignment.places(), false);
             self.paused = !resumed;
         }
@@ -294,6 +328,57 @@ impl Run {
             self.show_delays();
         }
         Ok(())
+    }
+
+    /// Ends intake once a job has taken in all that it is to read. Of partitions that other members of
+    /// the group have, what they committed counts.
+    async fn catch_up(&mut self) -> Result<(), ConsumerError> {
+        let takes_in = self.takes_in();
+        let Some(job) = self.catch_up.as_mut().filter(|_| takes_in) else {
+            return Ok(());
+        };
+        let held = self.assignment.places();
+        let mut missing = job.missing();
+        let elsewhere = missing.iter().all(|place| !held.contains(place));
+        if !missing.is_empty() && elsewhere && job.is_time_to_look(Instant::now()) {
+            // Where another start than the committed offset was asked for, what was committed before
+            // says nothing.
+            let from_committed = self.options.from == StartFrom::Committed;
+            missing.retain(|place| from_committed || self.placed.contains(place));
+            let list = self.list(missing.iter().map(|place| (*place, Offset::Invalid)));
+            let client = Arc::clone(&self.member.client);
+            let found =
+                tokio::task::spawn_blocking(move || client.committed_offsets(list, LOOK_TIMEOUT));
+            match found.await.map_err(|_| KafkaError::Canceled)? {
+                Ok(found) => self.note_committed(&found),
+                Err(error) => tracing::debug!(%error, "the group's offsets were not read"),
+            }
+        }
+        let Some(job) = self
+            .catch_up
+            .as_mut()
+            .filter(|job| job.missing().is_empty())
+        else {
+            return Ok(());
+        };
+        job.end();
+        tracing::info!(group = self.state.group(), "caught up; intake ends");
+        self.pause_all();
+        // Even where that failed, the stream is to be served: `receive` drops what it brings.
+        self.paused = true;
+        self.state.set_paused(true);
+        Ok(())
+    }
+
+    fn note_committed(&mut self, found: &TopicPartitionList) {
+        for element in found.elements() {
+            let known = self.topics.iter().find(|(_, n)| **n == *element.topic());
+            if let (Some((topic, _)), Offset::Offset(next), Some(job)) =
+                (known, element.offset(), &mut self.catch_up)
+            {
+                job.committed((*topic, element.partition()), next);
+            }
+        }
     }
 
     /// Shows how long ago the oldest record was made that holds a partition's offset back.

@@ -139,6 +139,7 @@ impl RunFold {
             code: None,
             error: None,
             due_ms: None,
+            letter: None,
         });
         if let Some(tool) = text("tool") {
             entry.tool = tool;

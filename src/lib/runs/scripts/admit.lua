@@ -4,11 +4,17 @@
 -- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text,
 --    without its tools), deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of
 --    run.queued's data),
---    queued_state?, audit (JSON text)
+--    queued_state?, audit (JSON text), redrive? = { letter, force, operator }
 -- Returns { outcome, … }:
 --   refused, code, rule, limit rows | replay, limit rows, run id | admitted, limit rows, outbox, role
 
-local refusal, found = gate()
+local refusal, found
+if A.redrive and A.redrive.operator then
+  -- It passed the gate of its own tenant, whose keys are in another slot.
+  found = { role = 'admin', tools = A.gate.tools_allowed, rows = {} }
+else
+  refusal, found = gate()
+end
 if refusal then
   return refusal
 end
@@ -21,6 +27,17 @@ if claim then
       return { 'refused', 'idempotency_mismatch', 'idempotency_key', found.rows, found.role }
     end
     return { 'replay', found.rows, stored[2] }
+  end
+end
+
+local letter = A.redrive and key('dlq', A.redrive.letter)
+if letter then
+  local known = redis.call('HMGET', letter, 'class', 'redriven')
+  if not known[1] then
+    return { 'refused', 'not_found', 'letter', found.rows, found.role }
+  end
+  if known[2] and not A.redrive.force then
+    return { 'replay', found.rows, known[2] }
   end
 end
 
@@ -54,6 +71,9 @@ end
 if claim then
   redis.call('HSET', claim, 'fingerprint', A.idempotency.fingerprint, 'run', A.run)
   redis.call('PEXPIRE', claim, A.idempotency.ttl_ms)
+end
+if letter then
+  redis.call('HSET', letter, 'redriven', A.run, 'redriven_at', int(now))
 end
 A.key_id = A.gate.key_id
 local R = add_run(A, now)

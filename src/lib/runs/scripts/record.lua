@@ -2,7 +2,7 @@
 --
 -- A: run, owner, number (of this transition under this owner), progress (whether anything was done),
 --    acked = { n, … }, set = { field = value }, unset = { field, … }, events,
---    records = { { topic, key, id, type, value } }, settle = { { call, cost?, … } }, reserve = { { call, bound, model } },
+--    records = { { topic, key, id, type, value } }, letter? (a record, kept where this ends the run), settle = { { call, cost?, … } }, reserve = { { call, bound, model } },
 --    next? = { to = 'execute', plan } | { to = 'plan', turn } | { to = 'park', wake_at } | { to = 'end', status, data, state? }
 -- Returns { outcome, cancel, outbox, refused } with refused as call, scope, call, scope, …; outcomes:
 -- recorded, lost, ended
@@ -62,6 +62,10 @@ if next and next.to ~= 'end' and R.f.cancel then
   next = { to = 'end', status = 'cancelled', data = '{}' }
 end
 if next and next.to == 'end' then
+  local letter = A.letter
+  if letter then
+    put(R, letter.topic, letter.key, letter.id, letter.type, nil, letter.value)
+  end
   end_run(R, next.status, next.data, next.state, events)
   return { 'recorded', '', pending, refused }
 end

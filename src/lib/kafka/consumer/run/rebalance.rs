@@ -121,6 +121,9 @@ impl Run {
         let Some(revocation) = self.revocation.take() else {
             return Ok(());
         };
+        if let Some(job) = &mut self.catch_up {
+            job.lost(&revocation.places);
+        }
         let change = self.member.unanswered.take();
         let lost = matches!(change, Some(Change::Revoke { lost: true, .. }))
             || self.member.client.assignment_lost();
