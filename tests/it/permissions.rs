@@ -93,9 +93,16 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
     let plan: Value = serde_json::from_str(PLAN).unwrap();
     match (method, path) {
         ("POST", "/v1/sessions") => with(path, Some(json!({})), false),
-        ("GET", "/v1/sessions" | "/v1/runs" | "/v1/tools" | "/v1/admin/api-keys") => {
-            with(path, None, false)
-        }
+        (
+            "GET",
+            "/v1/sessions"
+            | "/v1/runs"
+            | "/v1/tools"
+            | "/v1/admin/api-keys"
+            | "/v1/admin/audit/head"
+            | "/v1/admin/dlq"
+            | "/v1/admin/dlq/groups",
+        ) => with(path, None, false),
         ("GET" | "DELETE", "/v1/sessions/{session_id}") => {
             with(&format!("/v1/sessions/{session}"), None, true)
         }
@@ -156,9 +163,6 @@ fn recipe(method: &str, path: &str, ids: &Ids) -> Recipe {
             with(&format!("/v1/admin/tenants/{tenant}/limits"), None, true)
         }
         ("DELETE", "/v1/admin/cache/{tool}") => with("/v1/admin/cache/http_fetch", None, false),
-        ("GET", "/v1/admin/audit/head" | "/v1/admin/dlq" | "/v1/admin/dlq/groups") => {
-            with(path, None, false)
-        }
         ("GET", "/v1/admin/dlq/{letter_id}") => {
             with(&format!("/v1/admin/dlq/{letter}"), None, true)
         }
