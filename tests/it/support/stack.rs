@@ -186,7 +186,10 @@ impl Stack {
 
     pub fn keys(&self) -> Keys {
         let signer = Signer::parse(SIGNING).unwrap();
-        let producer = Producer::new(&self.kafka(), signer.clone(), "test").unwrap();
+        // A broker that has just started takes its time for the first record.
+        let mut kafka = self.kafka();
+        kafka.produce_timeout = Duration::from_secs(10);
+        let producer = Producer::new(&kafka, signer.clone(), "test").unwrap();
         Keys::new(self.redis(), producer, signer)
     }
 
