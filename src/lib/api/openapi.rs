@@ -164,6 +164,12 @@ fn error_response(codes: &[ErrorCode]) -> Value {
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
+    const STARTS: [&str; 4] = [
+        "/v1/plan",
+        "/v1/execute",
+        "/v1/runs",
+        "/v1/runs/{run_id}/retry",
+    ];
     let mut codes = vec![
         E::MalformedRequest,
         E::InvalidHeader,
@@ -196,12 +202,6 @@ fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
             E::UnsupportedMediaType,
         ]);
     }
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let submits = method == "post" && STARTS.contains(&path);
     if submits || path.contains('{') || path == "/v1/stream" {
         codes.push(E::NotFound);
