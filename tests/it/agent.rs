@@ -334,7 +334,7 @@ async fn the_budget_ends_a_run_between_two_turns() {
 async fn a_cancel_during_a_question() {
     let stack = shared().await;
     let session = stack.session().await;
-    for (mode, latency, answers) in [("graceful", 1500, 2), ("force", 60_000, 1)] {
+    for (mode, latency, answers) in [("graceful", 5000, 2), ("force", 60_000, 1)] {
         let second = json!({ "latency_ms": latency, "content": "too late" });
         let goal = scripted(&json!([calls(&[ads()]), second]));
         let run = stack.submit_agent(&session, &goal, &json!({})).await;

@@ -67,6 +67,8 @@ const MAY_BE_EMPTY: &[(&str, &str)] = &[
         "agenthub_rollup_head_failures_total",
         "counts heads that found no place",
     ),
+    ("agenthub_llm_deltas_total", "counts what agents write"),
+    ("agenthub_dlq_", "counts dead letters and what follows them"),
     (
         "agenthub_cache_lookups_total",
         "counts calls that may be answered from before",

@@ -13,6 +13,13 @@ use crate::support::stack::{Stack, body, mint};
 
 /// Metrics that a healthy installation under a small load does not show, and why.
 const SHOWN_ON_A_FAULT: &[(&str, &str)] = &[
+    ("agenthub_llm_deltas_total", "an agent answers"),
+    ("agenthub_dlq_alerts_total", "an operator wants webhooks"),
+    (
+        "agenthub_dlq_alerts_dropped_total",
+        "an operator wants webhooks",
+    ),
+    ("agenthub_dlq_redriven_total", "a dead letter is redriven"),
     ("agenthub_cache_hits_total", "a call was answered before"),
     (
         "agenthub_cache_lookups_total",

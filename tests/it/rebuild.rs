@@ -155,6 +155,13 @@ mod by_design {
             }
             _ => false,
         };
+        // Which dead letter a failed step was to make of its run.
+        let steps = |name: &str| kind == "run" && name.starts_with("s:");
+        for entry in fields.iter_mut().filter(|(name, _)| steps(name)) {
+            let mut step: Value = serde_json::from_str(entry.1).unwrap();
+            step.as_object_mut().unwrap().remove("letter");
+            *entry.1 = step.to_string();
+        }
         fields.retain(|name, value| !(lost(name) || value == "0" && name.contains('_')));
         let cancelled = fields
             .get("status")

@@ -177,12 +177,6 @@ const STARTS: [&str; 4] = [
 /// The errors that an operation can answer with.
 fn errors(method: &str, path: &str, has_body: bool) -> Vec<ErrorCode> {
     use ErrorCode as E;
-    const STARTS: [&str; 4] = [
-        "/v1/plan",
-        "/v1/execute",
-        "/v1/runs",
-        "/v1/runs/{run_id}/retry",
-    ];
     let mut codes = vec![
         E::MalformedRequest,
         E::InvalidHeader,

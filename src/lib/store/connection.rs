@@ -23,7 +23,6 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub struct Connection(Kind);
 
 #[derive(Clone)]
-#[allow(clippy::large_enum_variant)] // a clone of it is made of pointers
 enum Kind {
     One(ConnectionManager),
     Cluster(Box<Cluster>),
