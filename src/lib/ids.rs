@@ -36,6 +36,14 @@ macro_rules! uuid_id {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// Milliseconds since the epoch at which it was made, as a UUID version 7 says. 0 when
+            /// somebody else made it up in another way.
+            pub fn created_ms(&self) -> i64 {
+                let digits = self.0.split('_').nth(1).unwrap_or_default();
+                let time = digits.get(..12).map(|time| i64::from_str_radix(time, 16));
+                time.and_then(Result::ok).unwrap_or(0)
+            }
         }
 
         impl FromStr for $name {
@@ -198,6 +206,9 @@ mod tests {
         let second = RunId::generate();
         assert_eq!(first.as_str().parse(), Ok(first.clone()));
         assert!(first < second);
+        let (from, to) = (first.created_ms(), second.created_ms());
+        assert!(from > 1_700_000_000_000 && from <= to && to - from < 60_000);
+        assert_eq!(RunId(format!("run_{}", "0".repeat(32))).created_ms(), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod tests;
 pub mod tools;
 pub mod topics;
 pub mod watch;
+pub mod why;
 
 use std::process::ExitCode;
 
@@ -39,7 +40,9 @@ enum Command {
     Run(run::Args),
     /// Follow a run to its end.
     Watch(watch::Args),
-    /// List, show and cancel runs.
+    /// Tell the whole story of a run, and why it ended as it did.
+    Why(why::Args),
+    /// List, show, cancel, retry and resolve runs.
     Runs(runs::Args),
     /// List the tools that plans may use.
     Tools(tools::Args),
@@ -74,6 +77,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Run(args) => run::run(args).await,
             Command::Watch(args) => watch::run(args).await,
+            Command::Why(args) => why::run(args).await,
             Command::Runs(args) => runs::run(args).await,
             Command::Tools(args) => tools::run(args).await,
             Command::Docs(args) => docs::run(args).await,

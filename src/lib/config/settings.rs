@@ -62,7 +62,7 @@ macro_rules! settings {
 settings! {
     /// Kafka bootstrap servers, comma-separated.
     kafka_brokers: String = "KAFKA_BROKERS", "127.0.0.1:9092";
-    /// Redis URL.
+    /// Redis URL: `redis://` names one Redis, `redis-cluster://host:port?node=host:port` nodes of a cluster.
     redis_url: SecretString = "REDIS_URL", "redis://127.0.0.1:6379/", secret;
     /// Prefix of every Redis key, topic, consumer group and channel, so that installations can share a broker and a Redis. Lower-case letters, digits and hyphens; empty for none.
     namespace: String = "AGENTHUB_NAMESPACE", "";

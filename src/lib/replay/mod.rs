@@ -9,6 +9,7 @@ mod opening;
 pub mod rebuild;
 mod saved;
 mod selection;
+mod story;
 mod summary;
 mod view;
 
@@ -16,5 +17,6 @@ pub use enqueue::{Enqueue, Pace};
 pub use opening::{Keys, cover};
 pub use saved::{Saved, SavedError};
 pub use selection::{Filter, Selection, Skipped};
+pub use story::{Happening, Story};
 pub use summary::Summary;
 pub use view::View;

@@ -68,6 +68,11 @@ impl Broker {
         broker
     }
 
+    /// Where its data is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

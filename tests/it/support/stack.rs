@@ -200,7 +200,10 @@ impl Stack {
     }
 
     pub fn redis(&self) -> Redis {
-        Redis::connect(&settings(&self.namespace, &[]), Duration::from_secs(5)).unwrap()
+        // Some tests have a Redis of their own.
+        let url = self.environment["REDIS_URL"].as_str();
+        let settings = settings(&self.namespace, &[("REDIS_URL", url)]);
+        Redis::connect(&settings, Duration::from_secs(5)).unwrap()
     }
 
     /// Starts the simulator, and makes it the installation's model.

@@ -100,7 +100,8 @@ mod tests {
         let ms = |text| time(text).unwrap().as_millisecond();
         assert_eq!(ms("2026-02-03T04:00:00Z"), 1_770_091_200_000);
         assert_eq!(ms("2026-02-03"), 1_770_076_800_000);
-        let day_ago = Timestamp::now().as_millisecond() - ms("1d");
+        let then = ms("1d");
+        let day_ago = Timestamp::now().as_millisecond() - then;
         assert!((86_400_000..86_500_000).contains(&day_ago), "{day_ago}");
         for text in [
             "",
