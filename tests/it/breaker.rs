@@ -135,7 +135,7 @@ async fn a_run_that_would_wait_long_is_parked_and_others_are_not_touched() {
     let mut stack = Stack::bare(&[
         ("AGENTHUB_FETCH_ALLOW", "127.0.0.2"),
         ("AGENTHUB_BREAKER_FAILURES", "2"),
-        ("AGENTHUB_BREAKER_OPEN_MS", "60000"),
+        ("AGENTHUB_BREAKER_OPEN_MS", "300000"),
         ("AGENTHUB_MAX_ATTEMPTS", "1"),
         (
             "AGENTHUB_KAFKA_PROPERTIES",

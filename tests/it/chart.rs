@@ -9,6 +9,7 @@ use agenthub::kafka::catalogue::Catalogue;
 use serde_json::{Value, json};
 
 use crate::dashboards::PROCESSES;
+use crate::support::namespace;
 use crate::support::tools::{root, run, tool};
 
 const CHART: &str = "infra/helm/agenthub";
@@ -34,7 +35,8 @@ fn helm(helm: &Path, args: &[&str]) -> Result<String, String> {
 fn rendered(binary: &Path, python: &Path, values: &str) -> (PathBuf, Vec<Value>) {
     let text = helm(binary, &["template", "agenthub", CHART, "-f", values]).unwrap();
     let name = values.replace('/', "-");
-    let path = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
+    // Several tests render the same values at once.
+    let path = std::env::temp_dir().join(format!("{}-{name}", namespace()));
     std::fs::write(&path, text).unwrap();
     let script = "import json, sys, yaml\n\
                   print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
