@@ -167,7 +167,7 @@ impl Breakers {
     /// the last second. When Redis does not answer, what this worker knows has to do.
     pub async fn read(&self, tenant: &TenantId) {
         let now = clock::now_ms();
-        {
+        let first = {
             let mut tenants = self.tenants();
             if tenants.len() >= MOST && !tenants.contains_key(tenant) {
                 tenants.retain(|_, kept| !kept.is_at_rest(now));
@@ -177,14 +177,23 @@ impl Breakers {
             if fresh {
                 return;
             }
-            // Who comes next within the second does not read again, nor wait for this one.
-            known.read_ms = Some(now);
-        }
+            let first = known.read_ms.is_none();
+            if !first {
+                // Who comes next within the second does not read again, nor wait for this one.
+                known.read_ms = Some(now);
+            }
+            first
+        };
         let read = tokio::time::timeout(READ_TIMEOUT, self.redis.open_breakers(tenant)).await;
         match read {
             Ok(Ok(open)) => self.adopt(tenant, now, open),
             Ok(Err(error)) => tracing::debug!(%error, "shared breakers were not read"),
             Err(_) => tracing::debug!("shared breakers were not read in time"),
+        }
+        if first {
+            // Until here nothing was known of the tenant: whoever came meanwhile read for itself, since a
+            // breaker that others opened must not be taken for a closed one.
+            self.tenants().entry(tenant.clone()).or_default().read_ms = Some(now);
         }
     }
 
