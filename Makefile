@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 STACK := infra/local/stack
 .DEFAULT_GOAL := help
-.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz help clean-state
+.PHONY: dev start stop status test fmt lint doc deny perf tour slo fuzz help clean-state
 
 dev: ## Build and run everything in the foreground; Ctrl-C stops it
 	@$(STACK) dev
@@ -33,6 +33,9 @@ fuzz: ## Run the property tests with many more cases (CASES=20000)
 
 perf: ## Measure against the floors and write perf/RESULTS.md
 	@perf/run
+
+tour: ## Walk through docs/tour.md on a stack of its own and write what its commands print
+	@infra/local/tour
 
 slo: ## Hold it to its service levels under a fixed load and write perf/SLO.md
 	@perf/slo
