@@ -35,7 +35,7 @@ fn texts<'a>(pairs: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)
 
 #[tokio::test]
 async fn the_main_job_passes_over_tls_as_a_user_with_few_rights() {
-    let redis = Servers::one().await;
+    let mut redis = Servers::one().await;
     let environment = redis.environment();
     let stack = Stack::start(&texts(&environment)).await;
     let plan = json!({ "steps": [
@@ -51,6 +51,12 @@ async fn the_main_job_passes_over_tls_as_a_user_with_few_rights() {
     stack.assert_settled(&run).await;
     // The settings of a Redis that may lose data are read with these rights, too.
     stack.redis().check_durability().await.unwrap();
+    // What these users may do is enough to read the append-only file again.
+    let port = redis.only();
+    redis.kill(port);
+    redis.restart(port).await;
+    let again = stack.ended(&run).await;
+    assert_eq!(again["status"], "succeeded");
 }
 
 #[tokio::test]
@@ -162,13 +168,23 @@ async fn under_load(mut kafka: Brokers, mut redis: Servers, comes_back: bool) {
             accepted.load(Ordering::Relaxed)
         );
         reached(RUNS / 2).await;
-        let master = redis.master_of(&master_key).await;
+        let master = redis.master_of(&master_key).await.unwrap();
         redis.kill(master);
         println!(
             "master killed with {} runs accepted",
             accepted.load(Ordering::Relaxed)
         );
         let down = Instant::now();
+        let new = eventually_within(WITHIN, "a replica takes over", async || {
+            let new = redis.master_of(&master_key).await;
+            new.filter(|port| *port != master)
+        })
+        .await;
+        assert_ne!(new, master);
+        println!(
+            "a replica took over after {:.1} s",
+            down.elapsed().as_secs_f64()
+        );
         if comes_back {
             redis.restart(master).await;
         }

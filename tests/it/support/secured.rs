@@ -174,7 +174,7 @@ impl Servers {
     /// Starts a Redis with the ACL users and TLS.
     fn redis(&mut self, port: u16, more: &str) {
         let config = format!(
-            "user default off\nuser agenthub on >{PASSWORD} {ACL}\n\
+            "user default off ~* &* +@all\nuser agenthub on >{PASSWORD} {ACL}\n\
              user operator on >{OPERATOR} allkeys allchannels allcommands\n\
              masteruser operator\nmasterauth {OPERATOR}\n\
              appendonly yes\nsave \"\"\nmaxmemory-policy noeviction\nrepl-diskless-sync-delay 0\n{more}"
@@ -237,8 +237,8 @@ impl Servers {
         output.status.success().then_some(told)
     }
 
-    /// The Redis that takes the writes to `key`.
-    pub async fn master_of(&self, key: &str) -> u16 {
+    /// The Redis that takes the writes to `key`, where there is one.
+    pub async fn master_of(&self, key: &str) -> Option<u16> {
         for port in self.children.keys() {
             let Some(role) = self.ask(*port, &["role"]).await else {
                 continue;
@@ -246,13 +246,18 @@ impl Servers {
             if !role.starts_with("master") {
                 continue;
             }
-            // A node of a cluster that does not have the slot says so, one without a cluster reads.
+            // A node of a cluster that does not have the slot says so.
             let answer = self.ask(*port, &["exists", key]).await;
             if answer.is_some_and(|told| !told.contains("MOVED")) {
-                return *port;
+                return Some(*port);
             }
         }
-        panic!("no master");
+        None
+    }
+
+    /// The one of a [`Servers::one`].
+    pub fn only(&self) -> u16 {
+        *self.children.keys().next().unwrap()
     }
 
     /// Ends one at once.
