@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::redis::pem;
+use super::redis_address::pem;
 use super::{ConfigError, Settings, Source};
 
 /// Encryption and credentials of the connections to Kafka, as the settings give them.
