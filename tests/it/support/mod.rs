@@ -13,6 +13,7 @@ mod passing;
 pub mod raw;
 pub mod reaper;
 pub mod records;
+pub mod redis;
 mod settled;
 pub mod sse;
 pub mod stack;
