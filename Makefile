@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 STACK := infra/local/stack
 .DEFAULT_GOAL := help
-.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz help clean-state
+.PHONY: dev start stop status test faults fmt lint doc deny perf slo fuzz help clean-state
 
 dev: ## Build and run everything in the foreground; Ctrl-C stops it
 	@$(STACK) dev
@@ -18,6 +18,11 @@ status: ## Say what runs
 
 test: ## Run every test against a Kafka and a Redis of their own
 	@infra/local/test $(ARGS)
+
+faults: ## Storm: 2,000 runs, 60 kills, restarts, cuts, and a checker's verdict (RUNS=… KILLS=… SEED=…)
+	@STORM_RUNS=$(or $(RUNS),2000) STORM_KILLS=$(or $(KILLS),60) STORM_SEED=$(SEED) \
+	STORM_REPORT=$(CURDIR)/.agenthub/faults infra/local/test --test it -- storm::a_storm --nocapture
+	@echo "the verdict: .agenthub/faults/storm.txt"
 
 fmt: ## Format the code
 	cargo fmt

@@ -135,13 +135,23 @@ pub fn check(history: &History) -> Verdict {
 /// Each submission has one run, however often it was repeated, and there is no run that nobody asked for.
 fn accepted_once(asked: &Asked<'_>) -> (usize, Vec<String>) {
     let mut broken = Vec::new();
-    let mut accepted = BTreeSet::new();
+    let (mut accepted, mut keys) = (BTreeSet::new(), BTreeSet::new());
     for submission in &asked.history.submissions {
         let named: BTreeSet<_> = submission.answers.iter().collect();
         if named.len() != 1 {
             broken.push(format!(
                 "not one run for one Idempotency-Key: {submission:?}"
             ));
+        }
+        if !keys.insert(&submission.idempotency_key) {
+            broken.push(format!("not one submission: {submission:?}"));
+        }
+        for run in &named {
+            let events = asked.runs.get(run.as_str()).into_iter().flatten();
+            let elsewhere = events.filter(|event| event.session != submission.session);
+            broken.extend(
+                elsewhere.map(|event| format!("{submission:?} has an event elsewhere: {event:#?}")),
+            );
         }
         accepted.extend(named);
     }
@@ -197,12 +207,11 @@ fn failures_are_explained(asked: &Asked<'_>) -> (usize, Vec<String>) {
     let mut broken = Vec::new();
     for (id, run) in &asked.history.runs {
         let unknown = run.code.as_deref() == Some("outcome_unknown");
-        let begun = || {
+        let told = || {
             let events = asked.runs.get(id.as_str()).into_iter().flatten();
-            let failed = events.filter(|event| event.kind == "step.failed");
-            failed.count() == 1
+            events.filter(|event| event.kind == "step.failed").count() == 1
         };
-        let explained = run.status == "succeeded" || run.status == "failed" && unknown && begun();
+        let explained = run.status == "succeeded" || run.status == "failed" && unknown && told();
         if !explained {
             broken.push(format!("{id}: {run:?}"));
         }
@@ -468,11 +477,14 @@ mod tests {
 
     #[test]
     fn each_invariant_finds_what_breaks_it_and_the_first_violation_is_told_in_full() {
-        let cases: [(&[&str], fn(&mut History)); 20] = [
+        let cases: [(&[&str], fn(&mut History)); 21] = [
             (&["accepted_once"], |h| {
                 h.submissions[0].answers.push("b".into())
             }),
             (&["accepted_once"], |h| _ = h.submissions.remove(1)),
+            (&["accepted_once"], |h| {
+                h.submissions[1].session = "t".into()
+            }),
             (&["one_terminal_outcome", "failures_are_explained"], |h| {
                 h.runs.get_mut("a").unwrap().status = "cancelled".into();
             }),

@@ -2,7 +2,7 @@
 //! restarted and connections are cut. A checker that knows nothing of the product but what a client knows
 //! says whether every promise was kept, and shows that it would have noticed.
 //!
-//! `AGENTHUB_STORM_RUNS`, `_KILLS` and `_SEED` make it longer and the same again; `make faults` does.
+//! `STORM_RUNS` and `STORM_KILLS` make it longer, as `make faults` does; `STORM_SEED` makes the same blows fall again.
 
 mod chaos;
 mod checker;
@@ -23,6 +23,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
+use redis::AsyncCommands;
 use reqwest::{Client, Method};
 use serde_json::json;
 use tokio::sync::{broadcast, watch};
@@ -51,7 +52,12 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 fn given(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() {
+        default
+    } else {
+        text.parse().unwrap()
+    }
 }
 
 /// A session and what the client of its stream is told.
@@ -59,10 +65,10 @@ type Followed = BTreeMap<String, Arc<Mutex<Vec<Told>>>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_breaks_no_invariant_and_the_checker_finds_seeded_faults() {
-    let runs = usize::try_from(given("AGENTHUB_STORM_RUNS", 60)).unwrap();
-    let kills = usize::try_from(given("AGENTHUB_STORM_KILLS", 7)).unwrap();
-    let seed = given("AGENTHUB_STORM_SEED", rand::random_range(0..1_000_000));
-    eprintln!("storm: AGENTHUB_STORM_SEED={seed}, {runs} runs, {kills} kills of workers");
+    let runs = usize::try_from(given("STORM_RUNS", 60)).unwrap();
+    let kills = usize::try_from(given("STORM_KILLS", 7)).unwrap();
+    let seed = given("STORM_SEED", rand::random_range(0..1_000_000));
+    eprintln!("storm: STORM_SEED={seed}, {runs} runs, {kills} kills of workers");
     let began = Instant::now();
 
     let (broker, redis) = (Broker::start().await, OwnRedis::start().await);
@@ -131,6 +137,7 @@ async fn a_storm_breaks_no_invariant_and_the_checker_finds_seeded_faults() {
     let name = keep(&report);
     assert!(verdict.holds(), "{}\n{verdict}", name.display());
     assert_eq!(history.submissions.len(), runs);
+    nothing_is_left(&scene.stack, &followed).await;
     seeded_faults(&scene, &mut history).await;
 }
 
@@ -169,6 +176,26 @@ async fn settle(
             return history;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// No invariant that a client could see, but what is left in the ledger would pile up.
+async fn nothing_is_left(stack: &Stack, followed: &Followed) {
+    let mut redis = stack.redis().connection();
+    for (left, count) in [("timers", "ZCARD"), ("wait", "ZCARD"), ("live", "SCARD")] {
+        let count: usize = redis::cmd(count)
+            .arg(stack.key(left))
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        assert_eq!(count, 0, "{left}");
+    }
+    for session in followed.keys() {
+        let order: usize = redis
+            .llen(stack.key(&format!("ord:{session}")))
+            .await
+            .unwrap();
+        assert_eq!(order, 0, "{session}");
     }
 }
 
@@ -214,8 +241,7 @@ fn report(
 
 /// Where the report is kept.
 fn keep(report: &str) -> PathBuf {
-    let folder =
-        std::env::var_os("AGENTHUB_STORM_REPORT").map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = std::env::var_os("STORM_REPORT").map_or_else(std::env::temp_dir, PathBuf::from);
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("storm.txt");
     std::fs::write(&path, report).unwrap();

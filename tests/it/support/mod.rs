@@ -55,11 +55,19 @@ pub fn settings(namespace: &str, extra: &[(&str, &str)]) -> Settings {
 }
 
 /// Waits until `condition` gives something. Panics, naming `what`, when that takes too long.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+pub async fn eventually<T, F>(what: &str, condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    within(Duration::from_secs(30), what, condition).await
+}
+
+/// As [`eventually`], for what may take longer.
+pub async fn within<T, F>(time: Duration, what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + time;
     loop {
         if let Some(found) = condition().await {
             return found;

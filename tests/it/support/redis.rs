@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use super::{eventually, reaper};
 
+/// Nobody connects from this address, so that no connection takes the port of one that is down.
+const HOST: &str = "127.0.0.5";
+
 /// One Redis, with its append-only file in a folder of its own. It is killed when this is dropped.
 pub struct OwnRedis {
     child: Child,
@@ -18,14 +21,14 @@ pub struct OwnRedis {
 impl OwnRedis {
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let free = TcpListener::bind((HOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
         let redis = Self {
             child: spawn(folder.path(), port),
             folder,
-            addr: format!("127.0.0.1:{port}"),
-            url: format!("redis://127.0.0.1:{port}/"),
+            addr: format!("{HOST}:{port}"),
+            url: format!("redis://{HOST}:{port}/"),
         };
         redis.until_up().await;
         redis
@@ -64,7 +67,7 @@ impl OwnRedis {
 fn spawn(folder: &Path, port: u16) -> Child {
     let mut command = Command::new("redis-server");
     command
-        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--bind", HOST, "--port", &port.to_string()])
         .args(["--appendonly", "yes", "--appendfsync", "always"])
         .args(["--save", "", "--maxmemory-policy", "noeviction", "--dir"])
         .arg(folder)
