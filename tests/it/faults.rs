@@ -239,6 +239,60 @@ async fn an_executor_that_is_killed_in_the_middle_of_a_step() {
     assert_eq!(stack.terminal_events_on_kafka(&run).await.len(), 1);
 }
 
+/// What a killed executor leaves of a call that has arrived is decided by what its tool promises.
+#[tokio::test]
+async fn an_executor_that_is_killed_in_a_call_with_effects() {
+    let mut stack = Stack::bare(&QUICK).await;
+    let web = Web::start(|path, nth| match (path, nth) {
+        ("/book" | "/pay", 1) => Reply::Never,
+        _ => Reply::Json("{\"receipt\": 7}"),
+    })
+    .await;
+    let tool = |name: &str, effects: &str| {
+        format!(
+            "[[tool]]\nname = \"{name}\"\ndescription = \"Made up.\"\neffects = \"{effects}\"\n\
+             url = \"{}\"\nparameters = {{ type = \"object\" }}\n",
+            web.url(&format!("/{name}"))
+        )
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        tool("book", "idempotent") + &tool("pay", "unsafe"),
+    )
+    .unwrap();
+    stack.set("AGENTHUB_TOOLS_FILE", file.path().to_str().unwrap());
+    stack.spawn_all(&["api", "executor"]).await;
+    let (_, tools) = stack.get("/v1/tools").await;
+    let shown = tools["data"].as_array().unwrap().iter();
+    let pay = shown
+        .into_iter()
+        .find(|tool| tool["name"] == "pay")
+        .unwrap();
+    assert_eq!(pay["effects"], "unsafe");
+
+    let run = async |tool: &str| {
+        let plan = json!({ "steps": [{ "id": "s", "tool": tool, "args": {} }] });
+        stack.execute(&stack.session().await, &plan).await
+    };
+    let (book, pay) = (run("book").await, run("pay").await);
+    web.until_hit("/book", 1).await;
+    web.until_hit("/pay", 1).await;
+    stack.processes.get_mut("executor").unwrap().kill();
+    stack.spawn_all(&["executor-2"]).await;
+
+    let booked = stack.ended(&book).await;
+    assert_eq!(booked["status"], "succeeded", "{booked}");
+    assert_eq!(booked["steps"][0]["output"]["receipt"], 7, "{booked}");
+    let paid = stack.ended(&pay).await;
+    assert_eq!(paid["error"]["code"], "outcome_unknown", "{paid}");
+    assert_eq!(paid["steps"][0]["status"], "outcome_unknown", "{paid}");
+    assert_eq!((web.hits("/book"), web.hits("/pay")), (2, 1));
+    for run in [book, pay] {
+        stack.assert_settled(&run).await;
+    }
+}
+
 #[tokio::test]
 async fn a_planner_that_is_killed_while_the_model_thinks() {
     let mut stack = Stack::bare(&QUICK).await;
