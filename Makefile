@@ -22,6 +22,11 @@ test: ## Run every test against a Kafka and a Redis of their own
 test-clusters: ## Kill brokers and Redis masters of real clusters under load (minutes)
 	@infra/local/clusters
 
+faults: ## Storm: 2,000 runs, 60 kills, restarts, cuts, and a checker's verdict (RUNS=… KILLS=… SEED=…)
+	@STORM_RUNS=$(or $(RUNS),2000) STORM_KILLS=$(or $(KILLS),60) STORM_SEED=$(SEED) \
+	STORM_REPORT=$(CURDIR)/.agenthub/faults infra/local/test --test it -- storm::a_storm --nocapture
+	@echo "the verdict: .agenthub/faults/storm.txt"
+
 fmt: ## Format the code
 	cargo fmt
 
