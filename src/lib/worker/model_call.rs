@@ -10,7 +10,7 @@ use super::audit::Call;
 use super::dead_letters::class_of;
 use super::delta::Deltas;
 use super::lease::Signal;
-use super::llm_router::{LlmRouter, Route, Tried};
+use super::llm_router::{LlmRouter, Route, Tried, Wanted};
 use super::owned::{Owned, Standing};
 use super::spending::{Bounded, Cost, Spent};
 use crate::config::Settings;
@@ -159,10 +159,22 @@ impl<'r> ModelCalls<'r> {
     ) -> Result<Answered<'r>, Unanswered<'r>> {
         let mut attempt = 0;
         let mut tried = Tried::default();
+        let wanted = Wanted {
+            model: &request.model,
+            allowed: self.run.command.spec.models_allowed.as_deref(),
+        };
         loop {
-            let chosen = self.llm.choose(&request.model, &tried, None, |_| None);
-            let route = match chosen.await {
+            let route = match self.llm.choose(wanted, &tried, None, |_| None).await {
                 Ok(route) => route,
+                Err(Choice::Forbidden) => {
+                    self.give_back(&mut transition, "models_allowed");
+                    let why = Why::Failed {
+                        code: "model_not_allowed",
+                        message: "the run's key allows no model that can be asked".to_owned(),
+                        letter: None,
+                    };
+                    return Err(Unanswered { why, transition });
+                }
                 Err(choice) => {
                     self.give_back(&mut transition, "breaker_open");
                     tried = Tried::default();
@@ -235,7 +247,7 @@ impl<'r> ModelCalls<'r> {
             tracing::warn!(code = error.code, attempt, "the model call failed");
             tried.failed(place, error.class);
             let stopped = match self.after(&error, attempt) {
-                RetryDecision::Retry { .. } if self.llm.has_another(&request.model, &tried) => {
+                RetryDecision::Retry { .. } if self.llm.has_another(wanted, &tried) => {
                     continue;
                 }
                 RetryDecision::Retry { after } if after > PARK_BEYOND => Why::Park { after },
@@ -408,7 +420,11 @@ async fn hold_on(choice: Choice, signal: &mut watch::Receiver<Signal>) -> Result
     let after = match choice {
         Choice::Wait(after) => after,
         // Another call took the last place for a probe; without a budget, nothing else comes up.
-        Choice::Ask(_) | Choice::Exhausted | Choice::Unaffordable | Choice::Final => ASK_AGAIN,
+        Choice::Ask(_)
+        | Choice::Exhausted
+        | Choice::Unaffordable
+        | Choice::Final
+        | Choice::Forbidden => ASK_AGAIN,
     };
     // Apart from each other, or all who were held back would come back at once.
     let after = after.mul_f64(rand::rng().random_range(1.0..1.1)) + Duration::from_millis(20);
