@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 STACK := infra/local/stack
 .DEFAULT_GOAL := help
-.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz help clean-state
+.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz properties help clean-state
 
 dev: ## Build and run everything in the foreground; Ctrl-C stops it
 	@$(STACK) dev
@@ -25,10 +25,13 @@ fmt: ## Format the code
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,fuzz,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
 
-fuzz: ## Run the property tests with many more cases (CASES=20000)
+fuzz: ## Fuzz masking, keys, URLs and commands for a short while (SECONDS_EACH=20 TARGETS=mask)
+	@infra/local/fuzz $(TARGETS)
+
+properties: ## Run the property tests with many more cases (CASES=20000)
 	@PROPTEST_CASES=$(or $(CASES),20000) infra/local/test --lib
 
 perf: ## Measure against the floors and write perf/RESULTS.md

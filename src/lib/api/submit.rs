@@ -359,7 +359,7 @@ pub(super) async fn admit(
     )?;
     let admit = Admit {
         gate: Gate {
-            model: plan.is_none().then(|| model.clone()),
+            model: (plan.is_none() || spec.kind == RunKind::Agent).then(|| model.clone()),
             tools,
             tools_allowed,
             ..asked.gate(state, caller, spec)

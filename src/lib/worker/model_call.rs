@@ -409,10 +409,11 @@ fn count(model: &str, answered: bool, took: Duration) {
         .record(took.as_secs_f64() * 1000.0);
 }
 
-/// The number of the last model call that was reserved.
+/// The number of the last model call that was reserved, or whose answer was taken over.
 fn last_call(fields: &Fields) -> u32 {
     let numbers = fields.calls().filter_map(|call| call.parse().ok());
-    numbers.max().unwrap_or(0)
+    let answered = fields.answered_calls();
+    numbers.chain(answered).max().unwrap_or(0)
 }
 
 /// Waits until an endpoint may be asked, or says that the run is to be parked meanwhile.

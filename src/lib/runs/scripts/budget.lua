@@ -69,7 +69,7 @@ local function accounts(R, month)
       if a.warned then set(R, 'warned', '1') end
     end),
   }
-  local function hash(scope, name, spent, reserved, warned)
+  local function hash(name, spent, reserved, warned)
     return function(a)
       redis.call('HSET', name, spent, int(a.spent), reserved, int(a.reserved))
       if a.warned then redis.call('HSET', name, warned, '1') end
@@ -77,12 +77,12 @@ local function accounts(R, month)
   end
   if s[1] then
     list[#list + 1] = account('session', s[2], s[3], s[4], s[5],
-      hash('session', ses, 'cost_micro_usd', 'reserved_micro_usd', 'warned'))
+      hash(ses, 'cost_micro_usd', 'reserved_micro_usd', 'warned'))
   end
   list[#list + 1] = account('key', redis.call('HGET', key('key', who), 'budget'), m[4], m[5], m[6],
-    hash('key', spend, who .. '.spent', who .. '.reserved', who .. '.warned'))
+    hash(spend, who .. '.spent', who .. '.reserved', who .. '.warned'))
   list[#list + 1] = account('tenant', redis.call('HGET', B .. ':tenant', 'budget'), m[1], m[2], m[3],
-    hash('tenant', spend, 't.spent', 't.reserved', 't.warned'))
+    hash(spend, 't.spent', 't.reserved', 't.warned'))
   return list
 end
 
