@@ -10,22 +10,5 @@ pub mod messages;
 #[path = "../../src/lib/privacy/mod.rs"]
 pub mod privacy;
 
-pub mod governance {
-    #[path = "../../../src/lib/governance/api_key.rs"]
-    mod api_key;
-    pub use api_key::PresentedKey;
-}
-
-pub mod net {
-    #[path = "../../../src/lib/net/address.rs"]
-    pub mod address;
-    #[path = "../../../src/lib/net/allow_list.rs"]
-    pub mod allow_list;
-    #[path = "../../../src/lib/net/hops.rs"]
-    pub mod hops;
-    #[path = "../../../src/lib/net/policy.rs"]
-    pub mod policy;
-    pub use allow_list::AllowList;
-    pub use hops::Hops;
-    pub use policy::{Block, BlockReason, Decision, Policy, Target};
-}
+pub mod governance;
+pub mod net;

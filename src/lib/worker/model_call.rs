@@ -86,6 +86,15 @@ pub(super) enum Why {
 }
 
 impl Why {
+    /// No model that can be asked is allowed to the run's key.
+    fn not_allowed() -> Self {
+        Self::Failed {
+            code: "model_not_allowed",
+            message: "the run's key allows no model that can be asked".to_owned(),
+            letter: None,
+        }
+    }
+
     /// There is no further attempt.
     fn given_up(error: LlmError, decision: RetryDecision) -> Self {
         Self::Failed {
@@ -151,6 +160,7 @@ impl<'r> ModelCalls<'r> {
     /// Asks the model, again after failures that another attempt may not repeat: the next endpoint at
     /// once, and all of them again after a wait. `transition` is recorded with the reservation of the
     /// next call.
+    #[allow(clippy::too_many_lines)] // one call after the other, and what follows each
     pub(super) async fn ask(
         &mut self,
         request: &ChatRequest,
@@ -168,11 +178,7 @@ impl<'r> ModelCalls<'r> {
                 Ok(route) => route,
                 Err(Choice::Forbidden) => {
                     self.give_back(&mut transition, "models_allowed");
-                    let why = Why::Failed {
-                        code: "model_not_allowed",
-                        message: "the run's key allows no model that can be asked".to_owned(),
-                        letter: None,
-                    };
+                    let why = Why::not_allowed();
                     return Err(Unanswered { why, transition });
                 }
                 Err(choice) => {

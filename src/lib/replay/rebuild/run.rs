@@ -348,6 +348,7 @@ impl RunFold {
     ///
     /// `numbering` is where the numbers of its outbox go on: a process that outlived the old Redis may
     /// still acknowledge entries of before, and must not remove new ones.
+    #[allow(clippy::too_many_lines)] // field by field
     pub(super) fn restore(&self, id: &RunId, numbering: u64) -> Option<RestoredRun> {
         let (spec, text) = self.spec.as_ref()?;
         let mut fields = BTreeMap::new();
