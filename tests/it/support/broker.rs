@@ -18,7 +18,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn java() -> Command {
+pub(super) fn java() -> Command {
     let libs = root().join(".agenthub/kafka/libs");
     assert!(
         libs.exists(),
@@ -96,7 +96,7 @@ impl Broker {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+pub(super) fn spawn(folder: &Path) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     let child = java()
         .arg("kafka.Kafka")
