@@ -91,7 +91,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("parquet", &["rollup/"]),
     ("arrow", &["rollup/"]),
     ("tantivy", &["tools/retrieval/"]),
-    ("tokio_rustls", &["api/"]),
+    ("tokio_rustls", &["api/", "stream/"]),
 ];
 
 /// Where tasks may be started: the supervisor, and the consumer's own set, which is drained.

@@ -15,6 +15,7 @@ mod budgets;
 mod cache;
 mod chart;
 mod cluster;
+mod clusters;
 mod consumers;
 mod dashboards;
 mod dead_letters;

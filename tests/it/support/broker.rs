@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{namespace, reaper, within};
+use super::{eventually_within, namespace, reaper};
 
 /// Nobody connects from this address, so that no connection takes the port of a broker that is down: one
 /// from `127.0.0.1` may, to itself even.
@@ -23,7 +23,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn java() -> Command {
+pub(super) fn java() -> Command {
     let libs = root().join(".agenthub/kafka/libs");
     assert!(
         libs.exists(),
@@ -94,7 +94,7 @@ impl Broker {
 
     async fn until_up(&mut self) {
         let (log, child) = (self.folder.join("log"), &mut self.child);
-        within(Duration::from_mins(2), "Kafka is up", || {
+        eventually_within(Duration::from_mins(2), "Kafka is up", || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             assert!(matches!(child.try_wait(), Ok(None)), "{text}");
             let up = text.contains("Kafka Server started").then_some(());
@@ -104,7 +104,7 @@ impl Broker {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+pub(super) fn spawn(folder: &Path) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     let child = java()
         .arg("kafka.Kafka")

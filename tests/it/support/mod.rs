@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use agenthub::config::{Settings, Source};
 
 pub mod broker;
+pub mod brokers;
+pub mod certs;
 pub mod forwarder;
 pub mod ledger;
 mod passing;
@@ -14,6 +16,7 @@ pub mod raw;
 pub mod reaper;
 pub mod records;
 pub mod redis;
+pub mod secured;
 mod settled;
 pub mod sse;
 pub mod stack;
@@ -59,11 +62,15 @@ pub async fn eventually<T, F>(what: &str, condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    within(Duration::from_secs(30), what, condition).await
+    eventually_within(Duration::from_secs(30), what, condition).await
 }
 
-/// As [`eventually`], for what may take longer.
-pub async fn within<T, F>(time: Duration, what: &str, mut condition: impl FnMut() -> F) -> T
+/// As [`eventually`], with a deadline of its own.
+pub async fn eventually_within<T, F>(
+    time: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T
 where
     F: Future<Output = Option<T>>,
 {
