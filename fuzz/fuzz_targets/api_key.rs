@@ -36,22 +36,40 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let secret = text.rsplit('_').next().unwrap_or_default();
-    assert_eq!(printed(&key, secret, &signature), signed, "another spelling");
+    assert_eq!(
+        printed(&key, secret, &signature),
+        signed,
+        "another spelling"
+    );
     assert_eq!(key.secret_hash, hex::encode(Sha256::digest(secret)));
 
     // No other text is the same key.
     let mut other = signed.clone().into_bytes();
     let place = usize::from(choice) % other.len();
-    for byte in [other[place] ^ 0x20, other[place].wrapping_add(1), b' ', b'_'] {
+    for byte in [
+        other[place] ^ 0x20,
+        other[place].wrapping_add(1),
+        b' ',
+        b'_',
+    ] {
         let before = std::mem::replace(&mut other[place], byte);
         if byte != before
             && let Ok(other) = std::str::from_utf8(&other)
         {
-            assert_eq!(PresentedKey::parse(other, &SIGNER), None, "{other:?} beside {signed:?}");
+            assert_eq!(
+                PresentedKey::parse(other, &SIGNER),
+                None,
+                "{other:?} beside {signed:?}"
+            );
         }
         other[place] = before;
     }
-    for other in [format!("{signed} "), format!(" {signed}"), format!("{signed}0"), signed.to_uppercase()] {
+    for other in [
+        format!("{signed} "),
+        format!(" {signed}"),
+        format!("{signed}0"),
+        signed.to_uppercase(),
+    ] {
         if other != signed {
             assert_eq!(PresentedKey::parse(&other, &SIGNER), None, "{other:?}");
         }

@@ -19,7 +19,12 @@ static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
 
 const TOPIC: &str = "ns.plan.commands";
 /// The headers that the signature covers.
-const COVERED: [&str; 4] = [header::TENANT, header::CE_ID, header::CE_SUBJECT, header::NOT_AFTER];
+const COVERED: [&str; 4] = [
+    header::TENANT,
+    header::CE_ID,
+    header::CE_SUBJECT,
+    header::NOT_AFTER,
+];
 
 fn same_after_another_round(value: &[u8]) -> Option<Command> {
     let command: Command = serde_json::from_slice(value).ok()?;
@@ -27,12 +32,16 @@ fn same_after_another_round(value: &[u8]) -> Option<Command> {
     let back: Command = serde_json::from_slice(&once).expect("what was written is read");
     let tree = |command: &Command| serde_json::to_value(command).expect("a command is a tree");
     assert_eq!(tree(&back), tree(&command), "another command");
-    assert_eq!(serde_json::to_vec(&back).expect("written"), once, "another text");
-    // Nothing that the schema knows is dropped or made up.
-    let (given, kept): (Value, Value) = (
-        serde_json::from_slice(value).expect("JSON"),
-        serde_json::from_slice(&once).expect("JSON"),
+    assert_eq!(
+        serde_json::to_vec(&back).expect("written"),
+        once,
+        "another text"
     );
+    // What decoding passes over, such as a field that nobody knows, need not be text.
+    let kept: Value = serde_json::from_slice(&once).expect("JSON");
+    let Ok(given) = serde_json::from_slice::<Value>(value) else {
+        return Some(command);
+    };
     for name in ["kind", "wake", "v"] {
         assert_eq!(given.get(name), kept.get(name), "{name}");
     }
@@ -45,7 +54,10 @@ fuzz_target!(|data: &[u8]| {
     };
     let command = same_after_another_round(value);
     let spec = command.as_ref().map(|command| &command.spec);
-    let tenant: TenantId = spec.map_or_else(|| "acme".parse().expect("a tenant"), |spec| spec.tenant.clone());
+    let tenant: TenantId = spec.map_or_else(
+        || "acme".parse().expect("a tenant"),
+        |spec| spec.tenant.clone(),
+    );
     let record = Outgoing {
         topic: Topic::PlanCommands,
         key: spec.map_or("key", |spec| spec.run_id.as_str()).to_owned(),
@@ -63,7 +75,10 @@ fuzz_target!(|data: &[u8]| {
         .map(|(name, text)| (name.to_owned(), Bytes::from(text)))
         .collect();
     let key = record.key.as_bytes();
-    assert!(SIGNER.verify(TOPIC, key, &headers, value).is_ok(), "what was signed does not verify");
+    assert!(
+        SIGNER.verify(TOPIC, key, &headers, value).is_ok(),
+        "what was signed does not verify"
+    );
 
     let changed = |bytes: &[u8]| -> Vec<u8> {
         let mut other = bytes.to_vec();
@@ -73,14 +88,35 @@ fuzz_target!(|data: &[u8]| {
         }
         other
     };
-    assert!(SIGNER.verify(TOPIC, key, &headers, &changed(value)).is_err(), "another value");
-    assert!(SIGNER.verify(TOPIC, &changed(key), &headers, value).is_err(), "another key");
-    assert!(SIGNER.verify("other.plan.commands", key, &headers, value).is_err(), "another topic");
+    assert!(
+        SIGNER
+            .verify(TOPIC, key, &headers, &changed(value))
+            .is_err(),
+        "another value"
+    );
+    assert!(
+        SIGNER
+            .verify(TOPIC, &changed(key), &headers, value)
+            .is_err(),
+        "another key"
+    );
+    assert!(
+        SIGNER
+            .verify("other.plan.commands", key, &headers, value)
+            .is_err(),
+        "another topic"
+    );
     let mut longer = value.to_vec();
     longer.push(choice);
-    assert!(SIGNER.verify(TOPIC, key, &headers, &longer).is_err(), "a longer value");
+    assert!(
+        SIGNER.verify(TOPIC, key, &headers, &longer).is_err(),
+        "a longer value"
+    );
     if let Some((_, shorter)) = value.split_last() {
-        assert!(SIGNER.verify(TOPIC, key, &headers, shorter).is_err(), "a shorter value");
+        assert!(
+            SIGNER.verify(TOPIC, key, &headers, shorter).is_err(),
+            "a shorter value"
+        );
     }
     for name in COVERED {
         let mut other = headers.clone();
@@ -88,15 +124,31 @@ fuzz_target!(|data: &[u8]| {
             Some(text) => other.insert(name.to_owned(), changed(text).into()),
             None => other.insert(name.to_owned(), Bytes::from(vec![choice])),
         };
-        assert!(SIGNER.verify(TOPIC, key, &other, value).is_err(), "another {name}");
+        assert!(
+            SIGNER.verify(TOPIC, key, &other, value).is_err(),
+            "another {name}"
+        );
         // Nor does a part move from one header into the next.
         other.remove(name);
         let there = headers.get(name).is_some_and(|text| !text.is_empty());
-        assert_eq!(SIGNER.verify(TOPIC, key, &other, value).is_err(), there, "without {name}");
+        assert_eq!(
+            SIGNER.verify(TOPIC, key, &other, value).is_err(),
+            there,
+            "without {name}"
+        );
     }
     let mut forged = headers.clone();
-    let signature = headers.get(header::SIGNATURE).map(|text| changed(text)).unwrap_or_default();
-    let same = hex::decode(&signature).ok() == headers.get(header::SIGNATURE).and_then(|s| hex::decode(s).ok());
+    let signature = headers
+        .get(header::SIGNATURE)
+        .map(|text| changed(text))
+        .unwrap_or_default();
+    let same = hex::decode(&signature).ok()
+        == headers
+            .get(header::SIGNATURE)
+            .and_then(|s| hex::decode(s).ok());
     forged.insert(header::SIGNATURE.to_owned(), signature.into());
-    assert!(same || SIGNER.verify(TOPIC, key, &forged, value).is_err(), "another signature");
+    assert!(
+        same || SIGNER.verify(TOPIC, key, &forged, value).is_err(),
+        "another signature"
+    );
 });

@@ -16,7 +16,7 @@ fn is_private(ip: IpAddr) -> bool {
             let low = Ipv4Addr::from((u32::from(g) << 16) | u32::from(h));
             let embedded = match (a, b, c, d, e, f) {
                 (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) => true, // compatible, mapped, translated
-                (0x64, 0xff9b, 0, 0, 0, 0) => true,                             // NAT64
+                (0x64, 0xff9b, 0, 0, 0, 0) => true,                            // NAT64
                 _ => false,
             };
             let six_to_four = Ipv4Addr::from((u32::from(b) << 16) | u32::from(c));
@@ -52,13 +52,18 @@ fn inet_aton(name: &str) -> Option<Ipv4Addr> {
         match lower.strip_prefix("0x") {
             Some("") => Some(0),
             Some(hex) => u64::from_str_radix(hex, 16).ok(),
-            None if lower.len() > 1 && lower.starts_with('0') => u64::from_str_radix(&lower, 8).ok(),
+            None if lower.len() > 1 && lower.starts_with('0') => {
+                u64::from_str_radix(&lower, 8).ok()
+            }
             None => lower.parse().ok(),
         }
     };
     let numbers: Vec<u64> = name.split('.').map(number).collect::<Option<_>>()?;
     let (last, first) = numbers.split_last()?;
-    if first.len() > 3 || first.iter().any(|n| *n > 255) || *last >= 1_u64 << (8 * (4 - first.len())) {
+    if first.len() > 3
+        || first.iter().any(|n| *n > 255)
+        || *last >= 1_u64 << (8 * (4 - first.len()))
+    {
         return None;
     }
     let mut value = u32::try_from(*last).ok()?;
@@ -80,7 +85,11 @@ fn spellings(ip: Ipv4Addr) -> Vec<String> {
         };
         text.chars().map(wide).collect()
     };
-    let percent: String = ip.to_string().bytes().map(|b| format!("%{b:02x}")).collect();
+    let percent: String = ip
+        .to_string()
+        .bytes()
+        .map(|b| format!("%{b:02x}"))
+        .collect();
     vec![
         format!("{ip}"),
         format!("{ip}."),
@@ -109,15 +118,24 @@ fn check(policy: &Policy, text: &str, answers: &[IpAddr]) {
     };
     let url = target.url();
     assert!(matches!(url.scheme(), "http" | "https"), "{text:?}");
-    assert!(url.username().is_empty() && url.password().is_none(), "{text:?}");
+    assert!(
+        url.username().is_empty() && url.password().is_none(),
+        "{text:?}"
+    );
     match url.host() {
         Some(Host::Ipv4(ip)) => assert!(!is_private(ip.into()), "{text:?} is {ip}"),
         Some(Host::Ipv6(ip)) => assert!(!is_private(ip.into()), "{text:?} is {ip}"),
         Some(Host::Domain(name)) => {
             let ip = inet_aton(name);
-            assert!(ip.is_none_or(|ip| !is_private_v4(ip)), "{text:?} may be {ip:?}");
+            assert!(
+                ip.is_none_or(|ip| !is_private_v4(ip)),
+                "{text:?} may be {ip:?}"
+            );
             let ip: Option<Ipv6Addr> = name.trim_matches(['[', ']']).parse().ok();
-            assert!(ip.is_none_or(|ip| !is_private(ip.into())), "{text:?} may be {ip:?}");
+            assert!(
+                ip.is_none_or(|ip| !is_private(ip.into())),
+                "{text:?} may be {ip:?}"
+            );
         }
         None => panic!("{text:?} has no host"),
     }
@@ -143,7 +161,11 @@ fuzz_target!(|data: &[u8]| {
     let rest = std::str::from_utf8(data.get(4..).unwrap_or_default());
     if let Ok(text) = std::str::from_utf8(data) {
         check(&policy, text, &[v4.into()]);
-        check(&policy, text, &[Ipv4Addr::new(93, 184, 215, 14).into(), v6.into()]);
+        check(
+            &policy,
+            text,
+            &[Ipv4Addr::new(93, 184, 215, 14).into(), v6.into()],
+        );
     }
     if let Ok(rest) = rest {
         check(&policy, &format!("http://{rest}/"), &[v4.into(), v6.into()]);
@@ -151,7 +173,11 @@ fuzz_target!(|data: &[u8]| {
     check(&policy, &format!("http://[{v6}]/"), &[]);
     // An address that nobody may reach is refused however it is written.
     for host in spellings(v4) {
-        let refused = ["http", "https"].map(|scheme| policy.screen(&format!("{scheme}://{host}/x")).is_err());
-        assert!(!is_private_v4(v4) || refused == [true, true], "{host} is {v4}");
+        let refused =
+            ["http", "https"].map(|scheme| policy.screen(&format!("{scheme}://{host}/x")).is_err());
+        assert!(
+            !is_private_v4(v4) || refused == [true, true],
+            "{host} is {v4}"
+        );
     }
 });
