@@ -46,4 +46,5 @@ mod state_machine;
 mod streams;
 mod support;
 mod tenants;
+mod upgrade;
 mod why;

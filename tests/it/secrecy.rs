@@ -26,14 +26,14 @@ const CANARIES: [&str; 5] = [
 ];
 
 /// A Redis of the test's own, with its append-only file in a folder of its own.
-struct OwnRedis {
+pub struct OwnRedis {
     child: Child,
     folder: tempfile::TempDir,
-    url: String,
+    pub url: String,
 }
 
 impl OwnRedis {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();

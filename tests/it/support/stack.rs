@@ -133,7 +133,15 @@ impl Stack {
 
     /// Topics and keys, and no process.
     pub async fn bare(extra: &[(&str, &str)]) -> Self {
-        let namespace = namespace();
+        let mut stack = Self::empty(namespace(), extra).await;
+        let keys = stack.keys();
+        stack.api_key = mint(&keys, &stack.tenant, Role::Client).await;
+        stack.admin_key = mint(&keys, &stack.tenant, Role::Admin).await;
+        stack
+    }
+
+    /// Topics in a namespace, and neither key nor process.
+    pub async fn empty(namespace: String, extra: &[(&str, &str)]) -> Self {
         let folder = std::env::temp_dir().join(&namespace);
         let mut environment = environment(&namespace, extra);
         let mut default = |name: &str, value: String| {
@@ -157,7 +165,7 @@ impl Stack {
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
-        let mut stack = Self {
+        let stack = Self {
             namespace,
             tenant: "acme".parse().unwrap(),
             // An idle connection belongs to the runtime of one test, and a stack may be shared.
@@ -178,9 +186,6 @@ impl Stack {
             .apply(&catalogue, false)
             .await
             .unwrap();
-        let keys = stack.keys();
-        stack.api_key = mint(&keys, &stack.tenant, Role::Client).await;
-        stack.admin_key = mint(&keys, &stack.tenant, Role::Admin).await;
         stack
     }
 
