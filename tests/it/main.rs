@@ -46,5 +46,6 @@ mod state_machine;
 mod streams;
 mod support;
 mod tenants;
+mod traces;
 mod upgrade;
 mod why;

@@ -63,6 +63,20 @@ impl Parse for AuditFull {
     }
 }
 
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share(pub f64);
+
+impl Parse for Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        let share = text.trim().parse().ok();
+        let share = share.filter(|share| (0.0..=1.0).contains(share));
+        share
+            .map(Self)
+            .ok_or_else(|| "a number from 0 to 1".to_owned())
+    }
+}
+
 /// How long a tool's results are kept, written `<tool>=<seconds>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolTtl {

@@ -35,7 +35,7 @@ impl RunKind {
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Plan, Self::Execute, Self::PlanExecute];
+        let all = [Self::Plan, Self::Execute, Self::PlanExecute, Self::Agent];
         all.into_iter().find(|kind| kind.as_str() == name)
     }
 

@@ -9,6 +9,7 @@ use agenthub::config::{Settings, Source};
 pub mod broker;
 pub mod forwarder;
 pub mod ledger;
+pub mod otlp;
 mod passing;
 pub mod raw;
 pub mod reaper;
