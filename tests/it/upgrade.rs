@@ -52,13 +52,18 @@ fn folder(version: u16) -> PathBuf {
 }
 
 /// An installation of the fixtures' namespace, on a broker and a Redis of its own.
-async fn installation() -> (Broker, OwnRedis, Stack) {
+async fn installation() -> (Broker, OwnRedis, tempfile::TempDir, Stack) {
     let (broker, redis) = (Broker::start().await, OwnRedis::start().await);
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (storage, cache) = (within("storage"), within("cache"));
     let stack = Stack::empty(
         NAMESPACE.to_owned(),
         &[
             ("KAFKA_BROKERS", broker.brokers.as_str()),
             ("REDIS_URL", redis.url.as_str()),
+            ("AGENTHUB_STORAGE_URL", storage.as_str()),
+            ("AGENTHUB_CACHE_DIR", cache.as_str()),
             ("AGENTHUB_MAX_RUN_TIMEOUT_S", LONG_S),
             ("AGENTHUB_RUN_RETENTION_S", LONG_S),
             ("AGENTHUB_SESSION_TTL_S", "2592000"),
@@ -68,7 +73,7 @@ async fn installation() -> (Broker, OwnRedis, Stack) {
         ],
     )
     .await;
-    (broker, redis, stack)
+    (broker, redis, folder, stack)
 }
 
 async fn ask(
@@ -95,7 +100,7 @@ async fn letters(stack: &Stack) -> Vec<Value> {
 #[tokio::test]
 #[ignore = "writes fixtures"]
 async fn record() {
-    let (_broker, _redis, mut stack) = installation().await;
+    let (_broker, _redis, _folder, mut stack) = installation().await;
     let keys = stack.keys();
     stack.api_key = mint(&keys, &stack.tenant, Role::Client).await;
     stack.admin_key = mint(&keys, &stack.tenant, Role::Admin).await;
@@ -263,7 +268,7 @@ async fn the_topics_of_every_version_are_read() {
 }
 
 async fn is_read(version: u16) {
-    let (_broker, _redis, mut stack) = installation().await;
+    let (_broker, _redis, _folder, mut stack) = installation().await;
     let text = std::fs::read(folder(version).join("installation.json")).unwrap();
     let recorded: Recorded = serde_json::from_slice(&text).unwrap();
     let producer = producer(&stack);
