@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, Share, ToolTtl};
+use super::value::{
+    AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, Share, TenantDays, ToolTtl,
+};
 use super::{ConfigError, Setting, Source};
 
 /// The default of a setting that has none.
@@ -250,6 +252,12 @@ settings! {
     audit_public_keys: String = "AGENTHUB_AUDIT_PUBLIC_KEYS", "";
     /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
     audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
+    /// Days after which the audit roll-up removes files of audit records; 0 keeps them all.
+    audit_retention_days: u32 = "AGENTHUB_AUDIT_RETENTION_DAYS", "0";
+    /// Likewise for single tenants, in place of that: `<tenant>=<days>`, comma-separated.
+    audit_tenant_retention: Vec<TenantDays> = "AGENTHUB_AUDIT_TENANT_RETENTION_DAYS", "";
+    /// Milliseconds between two looks at what is old enough.
+    audit_retention_interval_ms: Millis = "AGENTHUB_AUDIT_RETENTION_INTERVAL_MS", "3600000";
 
     /// What is logged: a level, or `tracing` directives such as `info,agenthub::kafka=debug`. Read again on SIGHUP, from the configuration file or `AGENTHUB_LOG_FILE`.
     log: String = "AGENTHUB_LOG", "info";

@@ -86,6 +86,28 @@ pub struct ToolTtl {
     pub seconds: u64,
 }
 
+/// How many days a tenant's audit files are kept, written `<tenant>=<days>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantDays {
+    /// The tenant.
+    pub tenant: String,
+    /// Days; 0 keeps them all.
+    pub days: u32,
+}
+
+impl Parse for TenantDays {
+    fn parse(text: &str) -> Result<Self, String> {
+        let expected = || "<tenant>=<days> such as acme=400".to_owned();
+        let (tenant, days) = text.trim().split_once('=').ok_or_else(expected)?;
+        let days = days.trim().parse().map_err(|_| expected())?;
+        let tenant = tenant.trim().to_owned();
+        if tenant.is_empty() {
+            return Err(expected());
+        }
+        Ok(Self { tenant, days })
+    }
+}
+
 /// A type that a setting can have.
 pub trait Parse: Sized {
     /// The value that `text` writes. `Err` holds what was expected, never the given text, which may

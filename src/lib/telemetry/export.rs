@@ -196,12 +196,12 @@ fn told(mut span: SpanData, masker: &Masker) -> SpanData {
 }
 
 fn mask(value: &mut Value, masker: &Masker) {
-    let masked = |text: &StringValue| StringValue::from(masker.text(text.as_str()).to_string());
+    let told = |text: &StringValue| StringValue::from(masker.text(text.as_str()).to_string());
     match value {
-        Value::String(text) => *text = masked(text),
+        Value::String(text) => *text = told(text),
         Value::Array(Array::String(texts)) => {
             for text in texts {
-                *text = masked(text);
+                *text = told(text);
             }
         }
         _ => {}

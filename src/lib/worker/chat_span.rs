@@ -3,6 +3,7 @@
 use opentelemetry::{StringValue, Value};
 use tracing::Span;
 
+use super::spending::Cost;
 use crate::llm::{ChatAnswer, ChatRequest, LlmError};
 use crate::telemetry;
 
@@ -21,6 +22,14 @@ pub(super) fn begin(request: &ChatRequest) -> Span {
     let tokens = i64::from(request.max_output_tokens);
     telemetry::note(&span, "gen_ai.request.max_tokens", tokens);
     span
+}
+
+/// Ends the span of a call that was settled.
+pub(super) fn settled(span: Span, outcome: &Result<ChatAnswer, LlmError>, cost: Cost) {
+    end(&span, outcome);
+    let micro_usd = i64::try_from(cost.micro_usd).unwrap_or(i64::MAX);
+    telemetry::note(&span, "cost_micro_usd", micro_usd);
+    drop(span);
 }
 
 /// Tells the span what came of the call.

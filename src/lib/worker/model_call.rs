@@ -222,10 +222,7 @@ impl<'r> ModelCalls<'r> {
                 refused_by: None,
             };
             let (settlement, cost) = self.run.settle(&bounded, spent, audit);
-            chat_span::end(&span, &outcome);
-            let micro_usd = i64::try_from(cost.micro_usd).unwrap_or(i64::MAX);
-            telemetry::note(&span, "cost_micro_usd", micro_usd);
-            drop(span);
+            chat_span::settled(span, &outcome, cost);
             transition.settle.push(settlement);
             let error = match outcome {
                 Ok(answer) => {
