@@ -346,6 +346,12 @@ async fn the_roll_up_removes_what_is_old_enough_and_the_chain_still_verifies() {
         .await;
     }
     stack.spawn_all(&["audit-rollup"]).await;
+    // Before its first manifest there is nothing to verify.
+    let written = "agenthub_rollup_records_total";
+    eventually("all are in files", async || {
+        (stack.metric("audit-rollup", written).await > 3.5).then_some(())
+    })
+    .await;
     let verified = eventually("two files have expired", async || {
         let text = stack.command(&["audit", "verify"]).await;
         text.contains(" 2 files expired").then_some(text)
