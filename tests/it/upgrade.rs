@@ -18,8 +18,8 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::secrecy::OwnRedis;
 use crate::support::broker::Broker;
+use crate::support::redis::OwnRedis;
 use crate::support::sse::kinds;
 use crate::support::stack::{Stack, body, mint};
 use crate::support::web::{Reply, Web};
