@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use tracing::Span;
 
 use super::caller::Caller;
 use super::finished;
@@ -19,7 +20,8 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
-use crate::runs::RunStatus;
+use crate::runs::{RunStatus, RunView};
+use crate::telemetry::{self, TraceContext};
 
 /// Follow a session or a run. The events are server-sent events: `event` is the kind, `id` the event's
 /// id, `data` its JSON. The stream of a run ends after the run's terminal event; a client that
@@ -65,7 +67,8 @@ async fn of_session(
         .session(caller.tenant(), gate, &session)
         .await?;
     caller.found(read)?;
-    live(state, caller, session, None, after).await
+    let told = Told::new(&caller, &session, None);
+    live(state, caller, session, None, told, after).await
 }
 
 async fn of_run(
@@ -84,11 +87,55 @@ async fn of_run(
     let session: SessionId = session.ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
     if view.fields.status().is_some_and(RunStatus::is_terminal) {
         return match finished::replay(&state, &caller, &session, &view, after).await? {
-            Some(bytes) => Ok(respond(&caller, &session, Some(&run), bytes)),
+            Some(bytes) => {
+                let told = Told::new(&caller, &session, Some((&run, &view)));
+                Ok(respond(&caller, &session, Some(&run), told, bytes))
+            }
             None => Ok(StatusCode::NO_CONTENT.into_response()),
         };
     }
-    live(state, caller, session, Some(run), after).await
+    let told = Told::new(&caller, &session, Some((&run, &view)));
+    live(state, caller, session, Some(run), told, after).await
+}
+
+/// The span of a stream, from its first byte until it ends or its client has gone. It belongs to the
+/// trace of the run that it tells of and is linked to the request; a session's belongs to its request.
+struct Told {
+    span: Span,
+    frames: i64,
+}
+
+impl Told {
+    fn new(caller: &Caller, session: &SessionId, run: Option<(&RunId, &RunView)>) -> Self {
+        let span = tracing::info_span!(
+            target: telemetry::SPANS,
+            parent: None,
+            "stream",
+            otel.name = if run.is_some() { "stream run" } else { "stream session" },
+            otel.kind = "internal",
+            tenant = %caller.tenant(),
+            session_id = %session,
+            run_id = run.map(|(run, _)| tracing::field::display(run)),
+        );
+        let request = caller.scope.facts().trace;
+        let of_run = run.and_then(|(_, view)| view.fields.text("traceparent")?.parse().ok());
+        let of_run: Option<TraceContext> = of_run;
+        if of_run.is_some() {
+            request.link(&span);
+        }
+        of_run.unwrap_or(request).enter(&span);
+        Self { span, frames: 0 }
+    }
+
+    fn frame(&mut self) {
+        self.frames += 1;
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        telemetry::note(&self.span, "frames", self.frames);
+    }
 }
 
 async fn live(
@@ -96,6 +143,7 @@ async fn live(
     caller: Caller,
     session: SessionId,
     run: Option<RunId>,
+    told: Told,
     after: Option<EventId>,
 ) -> Result<Response, ApiError> {
     let events = state
@@ -108,6 +156,7 @@ async fn live(
         &caller,
         &session,
         run.as_ref(),
+        told,
         follow::bytes(follower),
     ))
 }
@@ -116,6 +165,7 @@ fn respond(
     caller: &Caller,
     session: &SessionId,
     run: Option<&RunId>,
+    mut told: Told,
     events: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response {
     {
@@ -124,7 +174,10 @@ fn respond(
         notes.run = run.cloned();
     }
     let opening = stream::once(async { sse::opening() });
-    let bytes = opening.chain(events).map(Ok::<_, std::convert::Infallible>);
+    let bytes = opening.chain(events).map(move |bytes| {
+        told.frame();
+        Ok::<_, std::convert::Infallible>(bytes)
+    });
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-store"),

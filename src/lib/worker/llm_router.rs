@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tracing::Instrument;
 
 use super::breakers::{Breakers, Guarded, Permit};
+use super::chat_span;
 use crate::executor::breaker::Verdict;
 use crate::llm::endpoints::Endpoint;
 use crate::llm::fallback::{Candidate, Choice, choose};
 use crate::llm::{ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, is_unbilled};
+use crate::telemetry::TraceContext;
 
 /// An endpoint and its client.
 struct Place {
@@ -198,7 +201,14 @@ impl LlmClient for LlmRouter {
                 Err(choice) => return Err(failed.unwrap_or_else(|| held_back(choice))),
             };
             let place = route.place;
-            let outcome = route.client.chat(request.clone()).await;
+            let span = chat_span::begin(&request);
+            let call = route.client.chat(ChatRequest {
+                traceparent: TraceContext::of(&span).map(|here| here.to_string()),
+                ..request.clone()
+            });
+            let outcome = call.instrument(span.clone()).await;
+            chat_span::end(&span, &outcome);
+            drop(span);
             route.report(&outcome);
             let error = match outcome {
                 Ok(answer) => return Ok(answer),

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::watch;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::audit::Call;
+use super::chat_span;
 use super::dead_letters::class_of;
 use super::delta::Deltas;
 use super::lease::Signal;
@@ -23,7 +24,7 @@ use crate::llm::{
 use crate::messages::FailureClass;
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
-use crate::telemetry::labels;
+use crate::telemetry::{self, TraceContext, labels};
 use crate::tools::{Effects, ToolErrorClass};
 
 /// A wait beyond this holds no worker: the run is parked.
@@ -204,9 +205,11 @@ impl<'r> ModelCalls<'r> {
                 self.reserve(request, transition).await?
             };
             let started = Instant::now();
-            let outcome = match self.call(&route, request, signal).await {
+            let span = self.span(request, attempt);
+            let outcome = match self.call(&route, request, &span, signal).await {
                 Ok(outcome) => outcome,
                 Err(why) => {
+                    telemetry::failed(&span, "abandoned");
                     let transition = self.run.transition();
                     return Err(Unanswered { why, transition });
                 }
@@ -237,6 +240,7 @@ impl<'r> ModelCalls<'r> {
                 refused_by: None,
             };
             let (settlement, cost) = self.run.settle(&bounded, spent, audit);
+            chat_span::settled(span, &outcome, cost);
             transition.settle.push(settlement);
             let error = match outcome {
                 Ok(answer) => {
@@ -346,33 +350,48 @@ impl<'r> ModelCalls<'r> {
         })
     }
 
+    /// The span of one attempt.
+    fn span(&self, request: &ChatRequest, attempt: u32) -> Span {
+        let span = chat_span::begin(request);
+        let spec = &self.run.command.spec;
+        for (name, value) in [
+            ("tenant", spec.tenant.to_string()),
+            ("key_id", spec.key_id.to_string()),
+            ("session_id", spec.session_id.to_string()),
+            ("run_id", spec.run_id.to_string()),
+        ] {
+            telemetry::note(&span, name, value);
+        }
+        telemetry::note(&span, "attempt", i64::from(attempt));
+        telemetry::note(&span, "call", i64::from(self.made));
+        span
+    }
+
     /// One attempt. A graceful cancellation lets it end; a forced one drops it.
     async fn call(
         &self,
         route: &Route,
         request: &ChatRequest,
+        span: &Span,
         signal: &mut watch::Receiver<Signal>,
     ) -> Result<Result<ChatAnswer, LlmError>, Why> {
         let limit = self.settings.llm_timeout_ms.duration();
         let limit = limit.min(self.run.longest_call());
-        // Names of the OpenTelemetry semantic conventions for generative AI.
-        let span = tracing::info_span!(
-            "chat",
-            otel.name = %format!("chat {}", request.model),
-            otel.kind = "client",
-            gen_ai.operation.name = "chat",
-            gen_ai.request.model = %request.model,
-        );
+        let mut request = request.clone();
+        // The provider goes on from this call.
+        if let Some(here) = TraceContext::of(span) {
+            request.traceparent = Some(here.to_string());
+        }
         let deltas = self.told.then(|| Deltas::new(self.run, self.made));
         let heard = |text: &str| deltas.iter().for_each(|deltas| deltas.heard(text));
         let call = async {
             if self.told {
-                route.client.chat_streamed(request.clone(), &heard).await
+                route.client.chat_streamed(request, &heard).await
             } else {
-                route.client.chat(request.clone()).await
+                route.client.chat(request).await
             }
         };
-        let call = tokio::time::timeout(limit, call.instrument(span));
+        let call = tokio::time::timeout(limit, call.instrument(span.clone()));
         let telling = async {
             match &deltas {
                 Some(deltas) => deltas.tell().await,
