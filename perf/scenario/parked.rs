@@ -270,6 +270,7 @@ impl Ledger {
             context: None,
             plan: None,
             tools_allowed: None,
+            models_allowed: None,
             model: None,
             max_steps: 8,
             max_cost_micro_usd: None,
