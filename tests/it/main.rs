@@ -44,6 +44,7 @@ mod scaling;
 mod secrecy;
 mod secure;
 mod state_machine;
+mod storm;
 mod streams;
 mod support;
 mod tenants;

@@ -2,7 +2,6 @@
 //! session is erased nothing that is left opens.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use agenthub::ids::SessionId;
 use agenthub::messages::Topic;
@@ -11,9 +10,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::support::broker::Broker;
+use crate::support::redis::OwnRedis;
 use crate::support::stack::Stack;
 use crate::support::web::{Reply, Web};
-use crate::support::{MASTER, eventually, reaper};
+use crate::support::{MASTER, eventually};
 
 /// Planted in a goal, in a context, in arguments, in a fetched page and in a session's subject. Events tell
 /// of arguments and results, masked: what is planted there is of a kind that masking hides.
@@ -25,73 +25,25 @@ const CANARIES: [&str; 5] = [
     "canary-subject-5d16",
 ];
 
-/// A Redis of the test's own, with its append-only file in a folder of its own.
-struct OwnRedis {
-    child: Child,
-    folder: tempfile::TempDir,
-    url: String,
-}
-
-impl OwnRedis {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-            .args([
-                "--appendonly",
-                "yes",
-                "--appendfsync",
-                "always",
-                "--save",
-                "",
-            ])
-            .args(["--maxmemory-policy", "noeviction", "--dir"])
-            .arg(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        reaper::started(&child);
-        let url = format!("redis://127.0.0.1:{port}/");
-        let client = redis::Client::open(url.as_str()).unwrap();
-        eventually("Redis answers", async || {
-            client.get_multiplexed_async_connection().await.ok()
-        })
-        .await;
-        Self { child, folder, url }
-    }
-
-    /// Writes the append-only file anew, from what is there now.
-    async fn rewrite(&self) {
-        let client = redis::Client::open(self.url.as_str()).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-        redis::cmd("BGREWRITEAOF")
-            .exec_async(&mut redis)
-            .await
-            .unwrap();
-        let redis = &redis;
-        eventually("the file is rewritten", async || {
-            let mut redis = redis.clone();
-            let mut info = redis::cmd("INFO");
-            let info: String = info.arg("persistence").query_async(&mut redis).await.ok()?;
-            let over = info.contains("aof_rewrite_in_progress:0")
-                && info.contains("aof_rewrite_scheduled:0")
-                && info.contains("aof_last_bgrewrite_status:ok");
-            over.then_some(())
-        })
-        .await;
-    }
-}
-
-impl Drop for OwnRedis {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        reaper::ended(&self.child);
-    }
+/// Writes the append-only file anew, from what is there now.
+async fn rewrite(own: &OwnRedis) {
+    let client = redis::Client::open(own.url.as_str()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("BGREWRITEAOF")
+        .exec_async(&mut redis)
+        .await
+        .unwrap();
+    let redis = &redis;
+    eventually("the file is rewritten", async || {
+        let mut redis = redis.clone();
+        let mut info = redis::cmd("INFO");
+        let info: String = info.arg("persistence").query_async(&mut redis).await.ok()?;
+        let over = info.contains("aof_rewrite_in_progress:0")
+            && info.contains("aof_rewrite_scheduled:0")
+            && info.contains("aof_last_bgrewrite_status:ok");
+        over.then_some(())
+    })
+    .await;
 }
 
 /// The files below a folder that hold any of the texts.
@@ -150,17 +102,17 @@ async fn canaries_are_nowhere_at_rest_and_an_erased_session_opens_no_more() {
 
     let mut found = Vec::new();
     holding(broker.folder(), &CANARIES, &mut found);
-    holding(redis.folder.path(), &CANARIES, &mut found);
+    holding(redis.folder(), &CANARIES, &mut found);
     assert!(found.is_empty(), "{}", found.join("\n"));
 
     let path = format!("/v1/sessions/{session}");
     let deleted = stack.request(Method::DELETE, &path).send().await.unwrap();
     assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
-    redis.rewrite().await;
+    rewrite(&redis).await;
     // Redis' file has the key no more; on the compacted topic its record is followed by its erasure, and
     // is removed within `max.compaction.lag.ms`.
     let mut found = Vec::new();
-    holding(redis.folder.path(), &[wrapped[0].as_str()], &mut found);
+    holding(redis.folder(), &[wrapped[0].as_str()], &mut found);
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert!(wrapped_keys(&stack, &session).await.is_empty());
     let (status, _) = stack.get(&format!("/v1/runs/{run}")).await;

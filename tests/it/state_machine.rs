@@ -9,7 +9,7 @@ use agenthub::ids::RunId;
 use agenthub::messages::CommandKind;
 use agenthub::privacy::Sealed;
 use agenthub::runs::{
-    Admission, Cancel, CancelMode, Next, Outcome, Recorded, Renewal, RunStatus, Transition,
+    Admission, Cancel, CancelMode, Next, Recorded, Renewal, RunStatus, Transition,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -271,9 +271,15 @@ struct Pair {
 impl Pair {
     async fn new() -> Self {
         let live = model::MAX_LIVE.to_string();
+        // The model knows no time that passes by itself: on a slow machine a sequence takes seconds.
+        let retry = 3_600_000.to_string();
+        let extra = [
+            ("AGENTHUB_MAX_LIVE_RUNS", live.as_str()),
+            ("AGENTHUB_OUTBOX_RETRY_MS", retry.as_str()),
+        ];
         Self {
             model: Model::default(),
-            ledger: Ledger::new(&[("AGENTHUB_MAX_LIVE_RUNS", &live)]).await,
+            ledger: Ledger::new(&extra).await,
             ids: Vec::new(),
             numbers: Vec::new(),
             tick: 0,
@@ -315,7 +321,6 @@ impl Pair {
                     "{:?}",
                     op
                 );
-                let _: Outcome = acquired.outcome;
             }
             Op::Record {
                 run,

@@ -227,6 +227,8 @@ settings! {
     /// File with the prices of models; the built-in list when empty.
     prices_file: Option<PathBuf> = "AGENTHUB_PRICES_FILE", "";
 
+    /// TOML file with tools of yours that are called by HTTP; none when empty. The same for every process.
+    tools_file: Option<PathBuf> = "AGENTHUB_TOOLS_FILE", "";
     /// Hosts (`host` or `host:port`) that tools may fetch although their addresses are not global.
     fetch_allow: Vec<String> = "AGENTHUB_FETCH_ALLOW", "";
     /// Bytes of a fetched page that are read at most.

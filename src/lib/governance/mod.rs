@@ -11,6 +11,7 @@ mod idempotency;
 mod keys;
 mod policy;
 mod role;
+mod state_topic;
 mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};

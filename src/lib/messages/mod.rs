@@ -13,7 +13,7 @@ mod record;
 mod signature;
 mod state;
 
-pub use audit::{AuditDecision, AuditRecord};
+pub use audit::{AuditDecision, AuditRecord, ResolvedStep};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
 pub use dead_letter::{DeadLetter, FailureClass, LetterId, RunEnd};
 pub use event::{Event, EventBatch, EventId, EventType, QueuedState};

@@ -28,7 +28,7 @@ pub use breakers::{Breakers, Guarded, Permit};
 pub use context::WorkerContext;
 pub use execution::Execution;
 pub use lease::Leases;
-pub use llm_router::{LlmRouter, Route, Tried};
+pub use llm_router::{LlmRouter, Route, Tried, Wanted};
 pub use planning::Planning;
 pub use results::Results;
 pub use sweeper::Sweeper;

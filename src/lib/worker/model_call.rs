@@ -10,7 +10,7 @@ use super::audit::Call;
 use super::dead_letters::class_of;
 use super::delta::Deltas;
 use super::lease::Signal;
-use super::llm_router::{LlmRouter, Route, Tried};
+use super::llm_router::{LlmRouter, Route, Tried, Wanted};
 use super::owned::{Owned, Standing};
 use super::spending::{Bounded, Cost, Spent};
 use crate::config::Settings;
@@ -86,6 +86,15 @@ pub(super) enum Why {
 }
 
 impl Why {
+    /// No model that can be asked is allowed to the run's key.
+    fn not_allowed() -> Self {
+        Self::Failed {
+            code: "model_not_allowed",
+            message: "the run's key allows no model that can be asked".to_owned(),
+            letter: None,
+        }
+    }
+
     /// There is no further attempt.
     fn given_up(error: LlmError, decision: RetryDecision) -> Self {
         Self::Failed {
@@ -151,6 +160,7 @@ impl<'r> ModelCalls<'r> {
     /// Asks the model, again after failures that another attempt may not repeat: the next endpoint at
     /// once, and all of them again after a wait. `transition` is recorded with the reservation of the
     /// next call.
+    #[allow(clippy::too_many_lines)] // one call after the other, and what follows each
     pub(super) async fn ask(
         &mut self,
         request: &ChatRequest,
@@ -159,10 +169,18 @@ impl<'r> ModelCalls<'r> {
     ) -> Result<Answered<'r>, Unanswered<'r>> {
         let mut attempt = 0;
         let mut tried = Tried::default();
+        let wanted = Wanted {
+            model: &request.model,
+            allowed: self.run.command.spec.models_allowed.as_deref(),
+        };
         loop {
-            let chosen = self.llm.choose(&request.model, &tried, None, |_| None);
-            let route = match chosen.await {
+            let route = match self.llm.choose(wanted, &tried, None, |_| None).await {
                 Ok(route) => route,
+                Err(Choice::Forbidden) => {
+                    self.give_back(&mut transition, "models_allowed");
+                    let why = Why::not_allowed();
+                    return Err(Unanswered { why, transition });
+                }
                 Err(choice) => {
                     self.give_back(&mut transition, "breaker_open");
                     tried = Tried::default();
@@ -235,7 +253,7 @@ impl<'r> ModelCalls<'r> {
             tracing::warn!(code = error.code, attempt, "the model call failed");
             tried.failed(place, error.class);
             let stopped = match self.after(&error, attempt) {
-                RetryDecision::Retry { .. } if self.llm.has_another(&request.model, &tried) => {
+                RetryDecision::Retry { .. } if self.llm.has_another(wanted, &tried) => {
                     continue;
                 }
                 RetryDecision::Retry { after } if after > PARK_BEYOND => Why::Park { after },
@@ -397,10 +415,11 @@ fn count(model: &str, answered: bool, took: Duration) {
         .record(took.as_secs_f64() * 1000.0);
 }
 
-/// The number of the last model call that was reserved.
+/// The number of the last model call that was reserved, or whose answer was taken over.
 fn last_call(fields: &Fields) -> u32 {
     let numbers = fields.calls().filter_map(|call| call.parse().ok());
-    numbers.max().unwrap_or(0)
+    let answered = fields.answered_calls();
+    numbers.chain(answered).max().unwrap_or(0)
 }
 
 /// Waits until an endpoint may be asked, or says that the run is to be parked meanwhile.
@@ -408,7 +427,11 @@ async fn hold_on(choice: Choice, signal: &mut watch::Receiver<Signal>) -> Result
     let after = match choice {
         Choice::Wait(after) => after,
         // Another call took the last place for a probe; without a budget, nothing else comes up.
-        Choice::Ask(_) | Choice::Exhausted | Choice::Unaffordable | Choice::Final => ASK_AGAIN,
+        Choice::Ask(_)
+        | Choice::Exhausted
+        | Choice::Unaffordable
+        | Choice::Final
+        | Choice::Forbidden => ASK_AGAIN,
     };
     // Apart from each other, or all who were held back would come back at once.
     let after = after.mul_f64(rand::rng().random_range(1.0..1.1)) + Duration::from_millis(20);

@@ -15,6 +15,7 @@ mod passing;
 pub mod raw;
 pub mod reaper;
 pub mod records;
+pub mod redis;
 pub mod secured;
 mod settled;
 pub mod sse;

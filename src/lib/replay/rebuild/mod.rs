@@ -122,6 +122,8 @@ struct RawCommand<'a> {
     v: u16,
     kind: CommandKind,
     wake: u32,
+    #[serde(default)]
+    turn: u32,
     #[serde(borrow)]
     spec: &'a RawValue,
     plan: Option<Sealed>,
@@ -541,7 +543,8 @@ fn command(sessions: &mut Sessions, record: &StoredRecord) -> Result<(), &'stati
     }
     if let Some(session) = owned(sessions, &spec.session_id.clone(), record) {
         let run = session.run(&spec.run_id.clone());
-        run.command(raw.kind, raw.wake, spec, raw.spec.get(), raw.plan);
+        let spec = (spec, raw.spec.get());
+        run.command(raw.kind, raw.wake, raw.turn, spec, raw.plan);
     }
     Ok(())
 }
