@@ -65,7 +65,7 @@ impl Brokers {
         }
         for index in 0..3 {
             let log = brokers.folder.path().join(index.to_string()).join("log");
-            eventually_within(Duration::from_secs(180), "Kafka is up", async || {
+            eventually_within(Duration::from_mins(3), "Kafka is up", async || {
                 let text = std::fs::read_to_string(&log).ok()?;
                 text.contains("Kafka Server started").then_some(())
             })
@@ -129,12 +129,13 @@ impl Brokers {
             self.certs.ca(),
         );
         if self.shown == Shown::Scram {
-            text += &format!(
+            let sasl = format!(
                 "sasl.enabled.mechanisms=SCRAM-SHA-512\nsasl.mechanism.inter.broker.protocol=SCRAM-SHA-512\n\
                  listener.name.broker.scram-sha-512.sasl.jaas.config=\
                  org.apache.kafka.common.security.scram.ScramLoginModule required \
                  username=\"agenthub\" password=\"{PASSWORD}\";\n"
             );
+            text.push_str(&sasl);
         }
         text
     }

@@ -21,7 +21,7 @@ const PASSWORD: &str = "p@ss/word";
 /// The same in a URL.
 const IN_URL: &str = "p%40ss%2Fword";
 const OPERATOR: &str = "operators-secret";
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Several servers that belong together. They end, and their data goes, when this is dropped.
 pub struct Servers {
