@@ -211,9 +211,14 @@ mod tests {
 
     #[test]
     fn what_is_no_letter_is_said_to_be_none() {
-        for value in ["{}", "", &LETTER.replace("\"v\":1", "\"v\":99")] {
+        let later = LETTER.replace("\"v\":1", "\"v\":99");
+        for (value, expected) in [
+            ("{}", FailureClass::Undecodable),
+            ("", FailureClass::Undecodable),
+            (&later, FailureClass::UnknownSchemaVersion),
+        ] {
             let (class, _) = trusted(&record(value), &signer()).unwrap_err();
-            assert_eq!(class, FailureClass::Undecodable, "{value}");
+            assert_eq!(class, expected, "{value}");
         }
     }
 }

@@ -122,10 +122,11 @@ mod tests {
     #[test]
     fn others_are_refused_by_class() {
         let class = |record: &Incoming| read(record, &signer()).unwrap_err().0;
+        let later = RECORD.replace("\"v\":1", "\"v\":2");
+        assert_eq!(class(&incoming(&later)), FailureClass::UnknownSchemaVersion);
         for value in [
             "",
             "{}",
-            &RECORD.replace("\"v\":1", "\"v\":2"),
             &RECORD.replace("\"ts\":5", "\"ts\":18446744073709551615"),
         ] {
             assert_eq!(
