@@ -185,8 +185,8 @@ impl Worker {
                 .record(to_f64(waited));
         }
         tracing::debug!(%run_id, outcome = name(outcome), "taken up");
-        let work = prepared.carry_out(run);
-        tokio::pin!(work);
+        // Boxed: most records are not taken up, and need not carry its size.
+        let mut work = Box::pin(prepared.carry_out(run));
         tokio::select! {
             () = &mut work => return ack.done(),
             () = tokio::time::sleep(ACKNOWLEDGE_AFTER) => ack.done(),
