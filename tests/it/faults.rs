@@ -6,7 +6,7 @@ use std::time::Duration;
 use agenthub::config::Settings;
 use agenthub::governance::{Governance, Permission};
 use agenthub::ids::{RunId, SessionId};
-use agenthub::messages::{CommandKind, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Signer};
+use agenthub::messages::{CommandKind, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Signer, Told};
 use agenthub::plan::Plan;
 use agenthub::privacy::{DataKey, KeyCache, KeyRing};
 use agenthub::runs::{
@@ -117,7 +117,7 @@ impl<'a> Insider<'a> {
             retry_of: None,
             traceparent: None,
             plan: Some(&plan),
-            queued: "{}",
+            queued: Told::nothing(),
             queued_state: None,
             audit: &audit.to_string(),
         };
@@ -277,7 +277,7 @@ async fn a_worker_that_dies_after_the_terminal_transition() {
         let mut end = Transition::new(&run, "dead", 1);
         end.next = Some(Next::End {
             status: RunStatus::Succeeded,
-            data: "{}".to_owned(),
+            data: Told::nothing(),
             state: None,
         });
         let recorded = stack.runs().record(&stack.tenant, &end).await.unwrap();

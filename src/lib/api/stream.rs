@@ -19,6 +19,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
+use crate::privacy::DataKey;
 use crate::runs::RunStatus;
 
 /// Follow a session or a run. The events are server-sent events: `event` is the kind, `id` the event's
@@ -64,8 +65,9 @@ async fn of_session(
         .runs()
         .session(caller.tenant(), gate, &session)
         .await?;
-    caller.found(read)?;
-    live(state, caller, session, None, after).await
+    let (view, _) = caller.found(read)?;
+    let key = data_key(&state, &caller, &session, view.fields.text("key"));
+    live(state, caller, (session, key), None, after).await
 }
 
 async fn of_run(
@@ -82,19 +84,36 @@ async fn of_run(
     let (view, _) = caller.found(read)?;
     let session = view.fields.text("session").and_then(|id| id.parse().ok());
     let session: SessionId = session.ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
+    let key = data_key(&state, &caller, &session, view.session_key.as_deref());
     if view.fields.status().is_some_and(RunStatus::is_terminal) {
-        return match finished::replay(&state, &caller, &session, &view, after).await? {
+        let replay = finished::replay(&state, &caller, &session, &view, key, after);
+        return match replay.await? {
             Some(bytes) => Ok(respond(&caller, &session, Some(&run), bytes)),
             None => Ok(StatusCode::NO_CONTENT.into_response()),
         };
     }
-    live(state, caller, session, Some(run), after).await
+    live(state, caller, (session, key), Some(run), after).await
+}
+
+/// What the session's events are sealed with; none when the session is gone or its key does not unwrap.
+fn data_key(
+    state: &ApiState,
+    caller: &Caller,
+    session: &SessionId,
+    wrapped: Option<&str>,
+) -> Option<DataKey> {
+    let keys = &state.parts.data_keys;
+    keys.unwrap(wrapped?, caller.tenant(), session)
+        .inspect_err(
+            |error| tracing::error!(%error, session_id = %session, "a data key does not unwrap"),
+        )
+        .ok()
 }
 
 async fn live(
     state: ApiState,
     caller: Caller,
-    session: SessionId,
+    (session, key): (SessionId, Option<DataKey>),
     run: Option<RunId>,
     after: Option<EventId>,
 ) -> Result<Response, ApiError> {
@@ -103,7 +122,13 @@ async fn live(
         .streams
         .follow(caller.tenant(), &session, after)
         .await?;
-    let follower = Follower::new(state, caller.clone(), session.clone(), run.clone(), events);
+    let follower = Follower::new(
+        state,
+        caller.clone(),
+        (session.clone(), key),
+        run.clone(),
+        events,
+    );
     Ok(respond(
         &caller,
         &session,

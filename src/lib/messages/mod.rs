@@ -12,6 +12,7 @@ mod event;
 mod record;
 mod signature;
 mod state;
+mod told;
 
 pub use audit::{AuditDecision, AuditRecord};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
@@ -23,6 +24,7 @@ pub use state::{
     BudgetRecord, KeyPolicy, KeyRecord, RateRule, SessionRecord, State, StateRecord, TenantRecord,
     session_record_key,
 };
+pub use told::{Data, Told};
 
 /// Version of the schema that this build writes.
 pub const SCHEMA_VERSION: u16 = 1;

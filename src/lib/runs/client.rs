@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::reply::{Reply, unexpected};
 use super::{Gate, LimitRow, OutboxEntry, Refusal, RunStatus, RunView, Runs, SessionView, scripts};
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
-use crate::messages::{CommandKind, RunKind};
+use crate::messages::{CommandKind, RunKind, Told};
 use crate::privacy::Sealed;
 use crate::store::StoreError;
 
@@ -50,8 +50,8 @@ pub struct Admit<'a> {
     /// The plan of an `execute` run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<&'a Sealed>,
-    /// JSON text of `run.queued`'s data, masked.
-    pub queued: &'a str,
+    /// What `run.queued` tells.
+    pub queued: Told,
     /// What a rebuild needs beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_state: Option<Sealed>,
@@ -324,12 +324,12 @@ impl Runs {
         &self,
         tenant: &TenantId,
         run: &RunId,
-        data: &str,
+        data: &Told,
     ) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
         #[derive(Serialize)]
         struct Args<'a> {
             run: &'a RunId,
-            data: &'a str,
+            data: &'a Told,
         }
         let args = Args { run, data };
         let values: Vec<Value> = self

@@ -266,7 +266,7 @@ impl Worker {
             self.context.settings.max_deliveries
         );
         let code = FailureClass::TooManyDeliveries.as_str();
-        let data = self.context.failure(code, &error);
+        let data = run.failure(code, &error);
         let mut transition = run.transition();
         transition.letter = run.dead_letter(&Ending {
             class: FailureClass::TooManyDeliveries,
