@@ -600,6 +600,35 @@ impl Runs {
         )))
     }
 
+    /// Whether there is a session, and how many runs it has, for an operator: no gate is passed.
+    pub async fn session_extent(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<(bool, u64), StoreError> {
+        let base = self.redis.base(tenant);
+        let mut connection = self.redis.connection();
+        let live = connection.exists(format!("{base}:ses:{session}"));
+        let live = self.redis.within(live).await?;
+        let runs = connection.zcard(format!("{base}:sruns:{session}"));
+        Ok((live, self.redis.within(runs).await?))
+    }
+
+    /// How many keys of a session there still are.
+    pub async fn left_of_session(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<u64, StoreError> {
+        let base = self.redis.base(tenant);
+        let keys: Vec<String> = ["ses", "ev", "sruns", "ord"]
+            .iter()
+            .map(|kind| format!("{base}:{kind}:{session}"))
+            .collect();
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.exists(keys)).await
+    }
+
     /// Erases a session and its runs; how many there were, and what is to be produced.
     pub async fn delete_session(
         &self,
