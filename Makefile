@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 STACK := infra/local/stack
 .DEFAULT_GOAL := help
-.PHONY: dev start stop status test fmt lint doc deny perf slo fuzz help clean-state
+.PHONY: dev start stop status test test-clusters faults fmt lint doc deny perf tour slo fuzz properties help clean-state
 
 dev: ## Build and run everything in the foreground; Ctrl-C stops it
 	@$(STACK) dev
@@ -19,13 +19,21 @@ status: ## Say what runs
 test: ## Run every test against a Kafka and a Redis of their own
 	@infra/local/test $(ARGS)
 
+test-clusters: ## Kill brokers and Redis masters of real clusters under load (minutes)
+	@infra/local/clusters
+
+faults: ## Storm: 2,000 runs, 60 kills, restarts, cuts, and a checker's verdict (RUNS=… KILLS=… SEED=…)
+	@STORM_RUNS=$(or $(RUNS),2000) STORM_KILLS=$(or $(KILLS),60) STORM_SEED=$(SEED) \
+	STORM_REPORT=$(CURDIR)/.agenthub/faults infra/local/test --test it -- storm::a_storm --nocapture
+	@echo "the verdict: .agenthub/faults/storm.txt"
+
 fmt: ## Format the code
 	cargo fmt
 
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,clusters,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
 
 fuzz: ## Run the property tests with many more cases (CASES=20000)
@@ -33,6 +41,9 @@ fuzz: ## Run the property tests with many more cases (CASES=20000)
 
 perf: ## Measure against the floors and write perf/RESULTS.md
 	@perf/run
+
+tour: ## Walk through docs/tour.md on a stack of its own and write what its commands print
+	@infra/local/tour
 
 slo: ## Hold it to its service levels under a fixed load and write perf/SLO.md
 	@perf/slo

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 /// Clock ticks in a second, the same on every Linux platform (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -60,6 +60,61 @@ pub fn busy_seconds() -> f64 {
     let busy = ticks.filter(|(at, _)| !matches!(at, 3 | 4));
     let busy = busy.filter_map(|(_, ticks)| ticks.parse::<f64>().ok());
     busy.sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// A process of the stack.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    /// When it started, in clock ticks: the system may give its pid to another one.
+    started: u64,
+}
+
+impl Process {
+    /// Those of the stack's workers that are named `kind` and a number.
+    pub fn workers(state: &Path, kind: &str) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for number in 1.. {
+            let Ok(text) = fs::read_to_string(state.join(format!("run/{kind}-{number}.pid")))
+            else {
+                break;
+            };
+            let (pid, started) = text.trim().split_once(' ').context("a pid file")?;
+            found.push(Self {
+                pid: pid.parse()?,
+                started: started.parse()?,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Asks it to end. Says so when it has ended before.
+    pub fn terminate(&self) -> Result<()> {
+        ensure!(self.runs(), "process {} has ended before", self.pid);
+        let kill = std::process::Command::new("kill")
+            .args(["-TERM", &self.pid.to_string()])
+            .status()?;
+        ensure!(kill.success(), "kill: {kill}");
+        Ok(())
+    }
+
+    pub fn runs(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let started = fields.get(19).and_then(|ticks| ticks.parse().ok());
+        started == Some(self.started) && !matches!(fields[0], "Z" | "X")
+    }
+}
+
+/// Files and connections that this process, and those that are started as it was, may have open.
+pub fn open_files() -> usize {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_ascii_whitespace().next());
+    soft.map_or(0, |soft| soft.parse().unwrap_or(usize::MAX))
 }
 
 impl Processes {

@@ -19,13 +19,15 @@ use clap::{Parser, ValueEnum};
 use client::Api;
 use machine::Processes;
 use report::{Report, Row};
-use scenario::{Stack, load, lone, masking, read, replay, rollup, slo};
+use scenario::{
+    Stack, load, lone, masking, noisy, parked, read, replay, rollup, scale, slo, waiting,
+};
 
 /// Measures a running stack. `perf/run` starts one and calls this.
 #[derive(Debug, Parser)]
 #[command(name = "perf")]
 struct Args {
-    /// Measure only these.
+    /// Measure only these; else all that share a stack.
     parts: Vec<Part>,
     /// The API.
     #[arg(long, env = "AGENTHUB_URL", default_value = "")]
@@ -50,9 +52,15 @@ struct Args {
     /// Seconds of saturation.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Runs of `waiting`, `noisy` and `parked`, for a trial; else those of their targets.
+    #[arg(long)]
+    count: Option<usize>,
     /// Write the table to this file.
     #[arg(long)]
     results: Option<PathBuf>,
+    /// Go on with the rows that an earlier call kept in this file, and keep them there.
+    #[arg(long)]
+    keep: Option<PathBuf>,
     /// The code that is measured, for the page.
     #[arg(long, default_value = "unknown")]
     commit: String,
@@ -78,6 +86,14 @@ enum Part {
     Replay,
     /// The audit roll-up, which needs Kafka and Redis alone.
     Rollup,
+    /// Runs that wait in a tool. This and those below need a stack of their own each (`perf/run`).
+    Waiting,
+    /// Planners against runs a second.
+    Scale,
+    /// A tenant beside another's backlog.
+    Noisy,
+    /// Parked runs.
+    Parked,
     /// The service levels; only when asked for, and alone (`perf/slo`).
     Slo,
 }
@@ -90,10 +106,18 @@ async fn main() -> Result<()> {
     }
     let machine = machine::describe(&args.commit);
     println!("{machine}");
-    let mut report = Report::default();
+    let mut report = Report::resume(args.keep.as_deref(), machine)?;
     let measured = measure(&args, &mut report).await;
+    if let Err(error) = &measured {
+        report.row(Row::failed(
+            "a measurement that failed",
+            &format!("{error:#}"),
+        ));
+    }
     println!("\n{}", report.table());
-    measured?;
+    if let Some(kept) = &args.keep {
+        report.keep(kept)?;
+    }
     let slo = args.parts.contains(&Part::Slo);
     if let Some(path) = &args.results {
         let head = if slo {
@@ -101,9 +125,10 @@ async fn main() -> Result<()> {
         } else {
             include_str!("results_head.md")
         };
-        report.write(path, head, &machine)?;
+        report.write(path, head)?;
         println!("written to {}", path.display());
     }
+    measured?;
     ensure!(!slo || report.all_met(), "a service level is not met");
     Ok(())
 }
@@ -118,13 +143,15 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
             redis_url: args.redis.clone(),
             state: args.state.clone(),
         };
-        if args.parts == [Part::Slo] {
-            let time = Duration::from_secs(args.seconds);
-            let measuring = slo::measure(&stack, time, report);
-            return bounded(120 + 3 * args.seconds, measuring)
-                .await
-                .context("service levels");
+        if let [part] = args.parts[..]
+            && part.needs_its_own_stack()
+        {
+            return with_its_own_stack(part, &stack, args, report).await;
         }
+        ensure!(
+            !args.parts.iter().any(|part| part.needs_its_own_stack()),
+            "one of these parts needs a stack of its own: see perf/run"
+        );
         idle(&stack, report)?;
         if wanted(Part::Read) {
             let reading = read::measure(&stack, report);
@@ -152,6 +179,53 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         masking::measure(report)?;
     }
     Ok(())
+}
+
+impl Part {
+    /// Whether `perf/run` starts a stack for it alone, with settings of its own.
+    fn needs_its_own_stack(self) -> bool {
+        let own = [
+            Self::Slo,
+            Self::Waiting,
+            Self::Scale,
+            Self::Noisy,
+            Self::Parked,
+        ];
+        own.contains(&self)
+    }
+}
+
+/// Measures a part that has the stack to itself.
+async fn with_its_own_stack(
+    part: Part,
+    stack: &Stack,
+    args: &Args,
+    report: &mut Report,
+) -> Result<()> {
+    match part {
+        Part::Waiting => {
+            let waiting = waiting::measure(stack, args.count.unwrap_or(10_000), report);
+            bounded(180, waiting).await.context("runs that wait")
+        }
+        Part::Scale => {
+            let scaling = scale::measure(stack, report);
+            bounded(300, scaling).await.context("planners")
+        }
+        Part::Noisy => {
+            let beside = noisy::measure(stack, args.count.unwrap_or(50_000), report);
+            bounded(600, beside).await.context("a noisy tenant")
+        }
+        Part::Parked => {
+            let parked = parked::measure(stack, args.count.unwrap_or(100_000), report);
+            bounded(600, parked).await.context("parked runs")
+        }
+        _ => {
+            let time = Duration::from_secs(args.seconds);
+            let measuring = slo::measure(stack, time, report);
+            let measured = bounded(120 + 3 * args.seconds, measuring).await;
+            measured.context("service levels")
+        }
+    }
 }
 
 /// Memory before any load.

@@ -1,12 +1,14 @@
 //! The table of results, on the terminal and in `RESULTS.md`.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 /// One measurement against its floor and its target.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
     what: String,
     product: String,
@@ -41,6 +43,14 @@ impl Row {
         self
     }
 
+    /// A measurement that gave no figure.
+    pub fn failed(what: &str, why: &str) -> Self {
+        Self {
+            met: Some(false),
+            ..Self::context(what, why.replace('|', "/").replace('\n', " "))
+        }
+    }
+
     /// A figure that must not be larger than `most`.
     pub fn at_most(mut self, figure: f64, most: f64) -> Self {
         self.target = format!("≤ {most}");
@@ -73,13 +83,33 @@ impl Row {
 }
 
 /// Everything that was measured.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// Where and when it began.
+    machine: String,
     rows: Vec<Row>,
     notes: Vec<String>,
 }
 
 impl Report {
+    /// Goes on with what a measurement before this one kept in the file `kept`, where there is one.
+    pub fn resume(kept: Option<&Path>, machine: String) -> Result<Self> {
+        let Some(kept) = kept.filter(|kept| kept.exists()) else {
+            return Ok(Self {
+                machine,
+                ..Self::default()
+            });
+        };
+        let text = fs::read_to_string(kept)?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no report", kept.display()))
+    }
+
+    /// Keeps it for the measurement after this one.
+    pub fn keep(&self, path: &Path) -> Result<()> {
+        fs::write(path, serde_json::to_vec(self)?)?;
+        Ok(())
+    }
+
     pub fn row(&mut self, row: Row) {
         println!("{}", row.cells().join(" | "));
         self.rows.push(row);
@@ -108,8 +138,8 @@ impl Report {
     }
 
     /// Writes the page, which begins with `head`.
-    pub fn write(&self, path: &Path, head: &str, machine: &str) -> Result<()> {
-        let mut text = head.replace("@MACHINE@", machine);
+    pub fn write(&self, path: &Path, head: &str) -> Result<()> {
+        let mut text = head.replace("@MACHINE@", &self.machine);
         text.push_str(&self.table());
         if !self.notes.is_empty() {
             text.push('\n');
@@ -117,7 +147,7 @@ impl Report {
         for note in &self.notes {
             let _ = writeln!(text, "- {note}");
         }
-        std::fs::write(path, text)?;
+        fs::write(path, text)?;
         Ok(())
     }
 }

@@ -18,9 +18,9 @@ pub struct EventStream {
 
 /// The end of a run.
 #[derive(Debug)]
-struct Terminal {
-    run_id: String,
-    succeeded: bool,
+pub struct Terminal {
+    pub run_id: String,
+    pub succeeded: bool,
 }
 
 #[derive(Deserialize)]
@@ -44,7 +44,7 @@ impl EventStream {
     }
 
     /// The next terminal event of any run.
-    async fn terminal(&mut self) -> Result<Terminal> {
+    pub async fn terminal(&mut self) -> Result<Terminal> {
         loop {
             while let Some(block) = self.block()? {
                 if let Some(terminal) = parse(block)? {

@@ -29,7 +29,7 @@ pub struct Session {
 }
 
 /// A goal that takes one model call and one tool.
-const GOAL: &str = "Get ROAS for advertiser 123 over 7 days";
+pub const GOAL: &str = "Get ROAS for advertiser 123 over 7 days";
 
 impl Api {
     /// From a URL such as `http://127.0.0.1:8080`.
@@ -46,13 +46,18 @@ impl Api {
         request(self.address, method, path, Some(&self.key), body)
     }
 
-    /// A new session.
+    /// A new session, for the usual goal.
     pub async fn session(&self) -> Result<Session> {
+        self.session_for(GOAL).await
+    }
+
+    /// A new session, for a goal of one's own.
+    pub async fn session_for(&self, goal: &str) -> Result<Session> {
         let mut connection = Connection::open(self.address).await?;
         let new = self.request("POST", "/v1/sessions", Some(&json!({})));
         let answer = connection.exchange(&new).await?;
         let id = answer.expect(201)?.text("session_id")?;
-        let body = json!({ "session_id": id, "goal": GOAL });
+        let body = json!({ "session_id": id, "goal": goal });
         Ok(Session {
             plan: self.request("POST", "/v1/plan", Some(&body)),
             run: self.request("POST", "/v1/runs", Some(&body)),
@@ -79,6 +84,12 @@ impl Session {
     pub async fn run(&mut self) -> Result<String> {
         let refused = |answer: Response| anyhow!("refused: {}", answer.describe());
         self.try_run().await?.map_err(refused)
+    }
+
+    /// Submits a request of the caller's own that starts a run; the run's id.
+    pub async fn start(&mut self, request: &[u8]) -> Result<String> {
+        let answer = self.connection.exchange(request).await?;
+        answer.expect(202)?.text("run_id")
     }
 
     /// As [`Session::run`]; an answer other than 202 is no error.

@@ -3,10 +3,14 @@
 pub mod load;
 pub mod lone;
 pub mod masking;
+pub mod noisy;
+pub mod parked;
 pub mod read;
 pub mod replay;
 pub mod rollup;
+pub mod scale;
 pub mod slo;
+pub mod waiting;
 
 use std::path::PathBuf;
 

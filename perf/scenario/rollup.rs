@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agenthub::config::RedisSettings;
 use agenthub::ids::{RunId, SessionId, TenantId};
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
@@ -95,7 +96,7 @@ async fn roll_up(
         signer: key,
         accepted: PublicKeys::default(),
         redis: Redis::open(
-            &redis_url.to_owned().into(),
+            &RedisSettings::of_url(&redis_url.to_owned().into())?,
             &kafka.namespace,
             Duration::from_secs(5),
         )?,

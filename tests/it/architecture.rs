@@ -60,16 +60,20 @@ const APP: &[&str] = &[
 /// planner see the catalogue alone, and the roll-up the object store.
 const CLOSED: &[(&str, &str)] = &[
     ("api", "tools::ads"),
+    ("api", "tools::declared"),
     ("api", "tools::http_fetch"),
+    ("api", "tools::http_tool"),
     ("api", "tools::registry"),
     ("api", "tools::retrieval"),
     ("api", "tools::summarize"),
     ("rollup", "tools::ads"),
     ("rollup", "tools::http_fetch"),
+    ("rollup", "tools::http_tool"),
     ("rollup", "tools::registry"),
     ("rollup", "tools::summarize"),
     ("planner", "tools::ads"),
     ("planner", "tools::http_fetch"),
+    ("planner", "tools::http_tool"),
     ("planner", "tools::registry"),
     ("planner", "tools::retrieval"),
     ("planner", "tools::summarize"),
@@ -87,7 +91,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("parquet", &["rollup/"]),
     ("arrow", &["rollup/"]),
     ("tantivy", &["tools/retrieval/"]),
-    ("tokio_rustls", &["api/"]),
+    ("tokio_rustls", &["api/", "stream/"]),
 ];
 
 /// Where tasks may be started: the supervisor, and the consumer's own set, which is drained.

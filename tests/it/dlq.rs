@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agenthub::config::RedisSettings;
 use agenthub::dlq::Indexer;
 use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
@@ -26,7 +27,12 @@ fn signer(letter: char) -> Signer {
 
 fn redis(namespace: &str) -> Redis {
     let url = std::env::var("REDIS_URL").expect("REDIS_URL names the test Redis");
-    Redis::open(&url.into(), namespace, Duration::from_secs(5)).unwrap()
+    Redis::open(
+        &RedisSettings::of_url(&url.into()).unwrap(),
+        namespace,
+        Duration::from_secs(5),
+    )
+    .unwrap()
 }
 
 fn namespace() -> String {

@@ -108,7 +108,28 @@ fn tools() {
         `AGENTHUB_CACHE_TTLS` sets other times; `DELETE /v1/admin/cache/{tool}` drops what is kept; see [decision \
         0015](decisions/0015-result-cache.md).\n\n\
         **What a tool returns is data.** It is cut to its bounds, is never read as a plan or as a reference, and what \
-        a server does wrong (endless bodies, lies about lengths, bytes that are no text) harms the step alone.\n",
+        a server does wrong (endless bodies, lies about lengths, bytes that are no text) harms the step alone.\n\n\
+        ## Tools of your own\n\n\
+        `AGENTHUB_TOOLS_FILE` names a TOML file that declares tools which are called by HTTP. Every process reads it \
+        when it starts (give all of them the same), and refuses to start with one that makes no sense; `agenthub config \
+        check` says what is wrong with it.\n\n\
+        ```toml\n",
+    );
+    page += include_str!("tools_example.toml");
+    page.push_str(
+        "```\n\n\
+        A call is one `POST` of the arguments as JSON. It carries `Idempotency-Key: <run>/<step>`, the same for every \
+        attempt, and `AgentHub-Tenant`, `-Session`, `-Run`, `-Step` and `-Attempt`. The answer is JSON, or 204; it is the \
+        step's output. `429`, `408`, `425` and `5xx` are transient (`Retry-After` is kept to), any other status but a \
+        success is final, and redirects are not followed. The address is under the same guard as `http_fetch`: a service \
+        in a private network needs its host in `AGENTHUB_FETCH_ALLOW` (which lets `http_fetch` reach it as well). \
+        Values of `headers` are never shown; a file that holds secrets belongs where secrets are mounted.\n\n\
+        `effects` is the promise that retries are made by. Declare `none` what only reads, `idempotent` what does its work \
+        once for one `Idempotency-Key`, and `unsafe` everything else: an `unsafe` call whose outcome is lost (a timeout, a \
+        broken connection, a 5xx, a worker that died) is not made again; the run ends with `outcome_unknown`, and \
+        `agenthub runs resolve` takes what a person found out. Only when there was no connection at all, another attempt \
+        follows. Raise `version` when the meaning of arguments or results changes.\n\n\
+        # Tools that ship\n",
     );
     for tool in catalogue::all() {
         let effects = match tool.effects {

@@ -1,7 +1,6 @@
 //! kill -9 at each arrow of the write order: whatever dies, the run ends once and leaves nothing.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use agenthub::config::Settings;
 use agenthub::governance::{Governance, Permission};
@@ -12,8 +11,6 @@ use agenthub::privacy::{DataKey, KeyCache, KeyRing};
 use agenthub::runs::{
     Acquire, Admission, Admit, Begin, Next, Outcome, Recorded, Renewal, RunStatus, Transition,
 };
-use rand::RngExt;
-use redis::AsyncCommands;
 use serde_json::{Value, json};
 
 use crate::support::forwarder::Forwarder;
@@ -242,6 +239,60 @@ async fn an_executor_that_is_killed_in_the_middle_of_a_step() {
     assert_eq!(stack.terminal_events_on_kafka(&run).await.len(), 1);
 }
 
+/// What a killed executor leaves of a call that has arrived is decided by what its tool promises.
+#[tokio::test]
+async fn an_executor_that_is_killed_in_a_call_with_effects() {
+    let mut stack = Stack::bare(&QUICK).await;
+    let web = Web::start(|path, nth| match (path, nth) {
+        ("/book" | "/pay", 1) => Reply::Never,
+        _ => Reply::Json("{\"receipt\": 7}"),
+    })
+    .await;
+    let tool = |name: &str, effects: &str| {
+        format!(
+            "[[tool]]\nname = \"{name}\"\ndescription = \"Made up.\"\neffects = \"{effects}\"\n\
+             url = \"{}\"\nparameters = {{ type = \"object\" }}\n",
+            web.url(&format!("/{name}"))
+        )
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        tool("book", "idempotent") + &tool("pay", "unsafe"),
+    )
+    .unwrap();
+    stack.set("AGENTHUB_TOOLS_FILE", file.path().to_str().unwrap());
+    stack.spawn_all(&["api", "executor"]).await;
+    let (_, tools) = stack.get("/v1/tools").await;
+    let shown = tools["data"].as_array().unwrap().iter();
+    let pay = shown
+        .into_iter()
+        .find(|tool| tool["name"] == "pay")
+        .unwrap();
+    assert_eq!(pay["effects"], "unsafe");
+
+    let run = async |tool: &str| {
+        let plan = json!({ "steps": [{ "id": "s", "tool": tool, "args": {} }] });
+        stack.execute(&stack.session().await, &plan).await
+    };
+    let (book, pay) = (run("book").await, run("pay").await);
+    web.until_hit("/book", 1).await;
+    web.until_hit("/pay", 1).await;
+    stack.processes.get_mut("executor").unwrap().kill();
+    stack.spawn_all(&["executor-2"]).await;
+
+    let booked = stack.ended(&book).await;
+    assert_eq!(booked["status"], "succeeded", "{booked}");
+    assert_eq!(booked["steps"][0]["output"]["receipt"], 7, "{booked}");
+    let paid = stack.ended(&pay).await;
+    assert_eq!(paid["error"]["code"], "outcome_unknown", "{paid}");
+    assert_eq!(paid["steps"][0]["status"], "outcome_unknown", "{paid}");
+    assert_eq!((web.hits("/book"), web.hits("/pay")), (2, 1));
+    for run in [book, pay] {
+        stack.assert_settled(&run).await;
+    }
+}
+
 #[tokio::test]
 async fn a_planner_that_is_killed_while_the_model_thinks() {
     let mut stack = Stack::bare(&QUICK).await;
@@ -312,84 +363,4 @@ async fn an_api_that_dies_between_the_submission_and_the_stream() {
         assert_eq!(pair[1].data["prev"], pair[0].data["id"]);
     }
     stack.assert_settled(&run).await;
-}
-
-/// Runs that a process found without their owner.
-fn lost_leases(stack: &Stack, process: &str) -> usize {
-    let log = stack.processes[process].log();
-    log.matches("\"action\":\"lease_expired\"").count()
-}
-
-#[tokio::test]
-async fn a_storm() {
-    const RUNS: usize = 60;
-    const KILLS: usize = 8;
-    let workers = ["planner", "planner-2", "executor", "executor-2"];
-    let mut stack = Stack::bare(&QUICK).await;
-    stack.spawn_simulator(&["--latency-ms", "300"]).await;
-    stack.spawn_all(&["api"]).await;
-    stack.spawn_all(&workers).await;
-    let web =
-        Web::start(|_, _| Reply::Later(Duration::from_millis(300), "<title>Page</title>")).await;
-    let mut sessions = Vec::new();
-    for _ in 0..12 {
-        sessions.push(stack.session().await);
-    }
-    let mut runs = Vec::new();
-    for n in 0..RUNS {
-        let goal = format!(
-            "Get ROAS for advertiser {n} over 7 days and fetch {}",
-            web.url(&format!("/{n}"))
-        );
-        runs.push(stack.submit(&sessions[n % sessions.len()], &goal).await);
-    }
-    let mut takeovers = 0;
-    for _ in 0..KILLS {
-        let first = rand::rng().random_range(0..workers.len());
-        let order = workers.iter().cycle().skip(first).take(workers.len());
-        let busy = eventually("a worker is at work", async || {
-            for worker in order.clone() {
-                if stack.metric(worker, "agenthub_leases").await > 0.0 {
-                    return Some(*worker);
-                }
-            }
-            None
-        });
-        // All that is left may wait for the death of the last victim to be noticed.
-        let busy = tokio::time::timeout(Duration::from_secs(2), busy).await;
-        let victim = busy.unwrap_or(workers[first]);
-        takeovers += lost_leases(&stack, victim);
-        stack.processes.get_mut(victim).unwrap().kill();
-        stack.begin(victim);
-        stack.until_ready(victim).await;
-    }
-    for run in &runs {
-        let ended = stack.ended(run).await;
-        assert_eq!(ended["status"], "succeeded", "{ended}");
-    }
-    for run in &runs {
-        stack.assert_settled(run).await;
-    }
-    // The kills met runs at work.
-    takeovers += workers
-        .iter()
-        .map(|w| lost_leases(&stack, w))
-        .sum::<usize>();
-    assert!(takeovers > 0);
-    let mut redis = stack.redis().connection();
-    for left in ["timers", "wait"] {
-        let count: usize = redis.zcard(stack.key(left)).await.unwrap();
-        assert_eq!(count, 0, "{left}");
-    }
-    let live: usize = redis.scard(stack.key("live")).await.unwrap();
-    assert_eq!(live, 0);
-    for session in &sessions {
-        let order: usize = redis
-            .llen(stack.key(&format!("ord:{session}")))
-            .await
-            .unwrap();
-        assert_eq!(order, 0);
-        let (_, session) = stack.get(&format!("/v1/sessions/{session}")).await;
-        assert_eq!(session["live_runs"], 0, "{session}");
-    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agenthub::config::RedisSettings;
 use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
@@ -73,7 +74,12 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
         let url = std::env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379/".to_owned());
-        let redis = Redis::open(&url.into(), &kafka.namespace, Duration::from_secs(5)).unwrap();
+        let redis = Redis::open(
+            &RedisSettings::of_url(&url.into()).unwrap(),
+            &kafka.namespace,
+            Duration::from_secs(5),
+        )
+        .unwrap();
         Self {
             kafka,
             producer,

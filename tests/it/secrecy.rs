@@ -2,7 +2,6 @@
 //! session is erased nothing that is left opens.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use agenthub::ids::SessionId;
 use agenthub::messages::Topic;
@@ -13,9 +12,10 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::support::broker::Broker;
+use crate::support::redis::OwnRedis;
 use crate::support::stack::Stack;
 use crate::support::web::{Reply, Web};
-use crate::support::{MASTER, eventually, reaper};
+use crate::support::{MASTER, eventually};
 
 /// Planted where clients write and tools answer: in a goal, in contexts, in arguments, in a fetched page, in
 /// an agent's answer, in an error that quotes what was given, and in a session's subject. No rule of masking
@@ -39,79 +39,31 @@ const CANARIES: [&str; 7] = [
 /// A run's label, which is kept as it was given: what is at rest in the clear is found.
 const LABEL: &str = "in-the-clear-on-purpose";
 
-/// A Redis of the test's own, with its append-only file in a folder of its own.
-struct OwnRedis {
-    child: Child,
-    folder: tempfile::TempDir,
-    url: String,
+/// Waits until the append-only file that was asked for is there.
+async fn until_rewritten(own: &OwnRedis) {
+    let client = redis::Client::open(own.url.as_str()).unwrap();
+    let redis = &client.get_multiplexed_async_connection().await.unwrap();
+    eventually("the file is rewritten", async || {
+        let mut redis = redis.clone();
+        let mut info = redis::cmd("INFO");
+        let info: String = info.arg("persistence").query_async(&mut redis).await.ok()?;
+        let over = info.contains("aof_rewrite_in_progress:0")
+            && info.contains("aof_rewrite_scheduled:0")
+            && info.contains("aof_last_bgrewrite_status:ok");
+        over.then_some(())
+    })
+    .await;
 }
 
-impl OwnRedis {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-            .args([
-                "--appendonly",
-                "yes",
-                "--appendfsync",
-                "always",
-                "--save",
-                "",
-            ])
-            .args(["--maxmemory-policy", "noeviction", "--dir"])
-            .arg(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        reaper::started(&child);
-        let url = format!("redis://127.0.0.1:{port}/");
-        let client = redis::Client::open(url.as_str()).unwrap();
-        eventually("Redis answers", async || {
-            client.get_multiplexed_async_connection().await.ok()
-        })
-        .await;
-        Self { child, folder, url }
-    }
-
-    /// Waits until the append-only file that was asked for is there.
-    async fn until_rewritten(&self) {
-        let client = redis::Client::open(self.url.as_str()).unwrap();
-        let redis = &client.get_multiplexed_async_connection().await.unwrap();
-        eventually("the file is rewritten", async || {
-            let mut redis = redis.clone();
-            let mut info = redis::cmd("INFO");
-            let info: String = info.arg("persistence").query_async(&mut redis).await.ok()?;
-            let over = info.contains("aof_rewrite_in_progress:0")
-                && info.contains("aof_rewrite_scheduled:0")
-                && info.contains("aof_last_bgrewrite_status:ok");
-            over.then_some(())
-        })
-        .await;
-    }
-
-    /// Writes a snapshot beside the append-only file.
-    async fn snapshot(&self) {
-        let client = redis::Client::open(self.url.as_str()).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-        // A compressed text would not be found.
-        let mut plain = redis::cmd("CONFIG");
-        plain.arg("SET").arg("rdbcompression").arg("no");
-        plain.exec_async(&mut redis).await.unwrap();
-        redis::cmd("SAVE").exec_async(&mut redis).await.unwrap();
-    }
-}
-
-impl Drop for OwnRedis {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        reaper::ended(&self.child);
-    }
+/// Writes a snapshot beside the append-only file.
+async fn snapshot(own: &OwnRedis) {
+    let client = redis::Client::open(own.url.as_str()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    // A compressed text would not be found.
+    let mut plain = redis::cmd("CONFIG");
+    plain.arg("SET").arg("rdbcompression").arg("no");
+    plain.exec_async(&mut redis).await.unwrap();
+    redis::cmd("SAVE").exec_async(&mut redis).await.unwrap();
 }
 
 /// The files below a folder that hold any of the texts.
@@ -246,8 +198,8 @@ async fn canaries_are_nowhere_at_rest_and_an_erased_subject_opens_no_more() {
     })
     .await;
 
-    redis.snapshot().await;
-    let folders = [broker.folder(), redis.folder.path(), audit.path()];
+    snapshot(&redis).await;
+    let folders = [broker.folder(), redis.folder(), audit.path()];
     let found = found_in(&folders, &CANARIES);
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert!(
@@ -255,7 +207,7 @@ async fn canaries_are_nowhere_at_rest_and_an_erased_subject_opens_no_more() {
         "{audited}"
     );
     // What is there in the clear is found in each: the search would see a canary.
-    for folder in [broker.folder(), redis.folder.path()] {
+    for folder in [broker.folder(), redis.folder()] {
         assert!(
             !found_in(&[folder], &[LABEL]).is_empty(),
             "{}",
@@ -302,11 +254,11 @@ async fn canaries_are_nowhere_at_rest_and_an_erased_subject_opens_no_more() {
     let again: Value = serde_json::from_str(&stack.command(&erase).await).unwrap();
     assert_eq!(again["sessions"], json!([]), "{again}");
 
-    redis.until_rewritten().await;
-    redis.snapshot().await;
+    until_rewritten(&redis).await;
+    snapshot(&redis).await;
     // Redis' files have the key no more; on the compacted topic its record is followed by its erasure, and
     // is removed within `max.compaction.lag.ms`.
-    let found = found_in(&[redis.folder.path()], &[wrapped[0].as_str()]);
+    let found = found_in(&[redis.folder()], &[wrapped[0].as_str()]);
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert!(wrapped_keys(&stack, &session).await.is_empty());
     let (status, _) = stack.get(&format!("/v1/runs/{given}")).await;

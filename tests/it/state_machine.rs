@@ -271,9 +271,15 @@ struct Pair {
 impl Pair {
     async fn new() -> Self {
         let live = model::MAX_LIVE.to_string();
+        // The model knows no time that passes by itself: on a slow machine a sequence takes seconds.
+        let retry = 3_600_000.to_string();
+        let extra = [
+            ("AGENTHUB_MAX_LIVE_RUNS", live.as_str()),
+            ("AGENTHUB_OUTBOX_RETRY_MS", retry.as_str()),
+        ];
         Self {
             model: Model::default(),
-            ledger: Ledger::new(&[("AGENTHUB_MAX_LIVE_RUNS", &live)]).await,
+            ledger: Ledger::new(&extra).await,
             ids: Vec::new(),
             numbers: Vec::new(),
             tick: 0,

@@ -15,6 +15,8 @@ use crate::runs::Runs;
 use crate::runtime::{Check, Health, Shutdown, Supervisor, on_hangup};
 use crate::store::Redis;
 use crate::telemetry::{LogFilter, Telemetry};
+use crate::tools::catalogue;
+use crate::tools::declared::{self, Declared};
 
 /// Sessions whose data keys a process keeps at hand.
 const CACHED_KEYS: usize = 10_000;
@@ -43,6 +45,8 @@ pub(super) struct Base {
     pub(super) health: Health,
     pub(super) shutdown: Shutdown,
     pub(super) supervisor: Supervisor,
+    /// The operator's tools; they are in the catalogue.
+    pub(super) declared: Vec<Declared>,
 }
 
 impl Base {
@@ -53,6 +57,12 @@ impl Base {
         settings: &Settings,
         redis_timeout: Duration,
     ) -> anyhow::Result<Self> {
+        let declared = declared::load(settings.tools_file.as_deref())?;
+        let specs = declared.iter().map(|tool| tool.spec.clone());
+        anyhow::ensure!(
+            catalogue::declare(specs),
+            "the tools were looked at too early"
+        );
         let telemetry = Telemetry::start(service, settings).map_err(|e| anyhow!(e))?;
         let secret = |name: &'static str| move |e: String| anyhow!("{name}: {e}");
         let signer = Signer::parse(settings.signing_secrets.expose_secret())
@@ -81,6 +91,7 @@ impl Base {
             health,
             shutdown,
             supervisor,
+            declared,
         };
         base.watch_dependencies(BrokerHealth::new(producer));
         base.reload_log_filter();

@@ -15,6 +15,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use self::consumer::Reading;
 use crate::config::{Settings, Source};
 use crate::kafka::StartFrom;
+use crate::tools::declared;
 
 pub use self::worker::Role;
 
@@ -131,6 +132,11 @@ where
             return ExitCode::from(2);
         }
     };
+    // A file that it would stumble over at once is a wrong configuration as well.
+    if let Err(error) = declared::load(settings.tools_file.as_deref()) {
+        eprintln!("{service}: configuration: AGENTHUB_TOOLS_FILE: {error}");
+        return ExitCode::from(2);
+    }
     if options.check_config {
         println!("{service}: the configuration is valid");
         return ExitCode::SUCCESS;

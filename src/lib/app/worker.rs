@@ -17,7 +17,9 @@ use crate::net::{AllowList, Limits, Policy, SafeClient};
 use crate::pricing::Prices;
 use crate::tools::ads::AdsMetricsMock;
 use crate::tools::catalogue;
+use crate::tools::declared::Declared;
 use crate::tools::http_fetch::{CONTENT_TYPES, HttpFetch};
+use crate::tools::http_tool::{self, HttpTool};
 use crate::tools::registry::ToolRegistry;
 use crate::tools::retrieval::Retrieval;
 use crate::tools::retrieval::corpus::Corpus;
@@ -83,7 +85,7 @@ pub(super) async fn serve(
     let work = match role {
         Role::Planner => Work::Plan(Planning::new(llm, settings.clone())),
         Role::Executor => {
-            let tools = tools(&settings, Arc::new(llm))?;
+            let tools = tools(&settings, Arc::new(llm), &base.declared)?;
             let results = Results::new(base.redis.clone(), base.keys.clone(), &settings.cache_ttls);
             Work::Execute(Execution::new(
                 Arc::new(tools),
@@ -186,7 +188,11 @@ fn check_cache_ttls(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolRegistry> {
+fn tools(
+    settings: &Settings,
+    llm: Arc<dyn LlmClient>,
+    declared: &[Declared],
+) -> anyhow::Result<ToolRegistry> {
     let corpus = Corpus::new(Storage::open(&StorageSettings::from(settings))?);
     let retrieval = Retrieval::open(
         corpus,
@@ -202,7 +208,7 @@ fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolReg
         content_types: CONTENT_TYPES,
     };
     let fetch = HttpFetch::new(
-        SafeClient::new(policy, limits)?,
+        SafeClient::new(policy.clone(), limits)?,
         settings.fetch_max_bytes.0,
         settings.max_output_bytes.0,
     );
@@ -215,5 +221,14 @@ fn tools(settings: &Settings, llm: Arc<dyn LlmClient>) -> anyhow::Result<ToolReg
         settings.model.clone(),
         settings.llm_max_output_tokens,
     )))?;
+    for tool in declared {
+        let limits = Limits {
+            total: tool.spec.timeout,
+            max_bytes: settings.max_output_bytes.0,
+            content_types: http_tool::CONTENT_TYPES,
+        };
+        let client = SafeClient::new(policy.clone(), limits)?;
+        tools.register(Arc::new(HttpTool::new(tool.clone(), &policy, client)?))?;
+    }
     Ok(tools)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::Subcommand;
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ use crate::config::{ConfigError, REFERENCE, Setting, Settings, Source};
 use crate::messages::Signer;
 use crate::privacy::KeyRing;
 use crate::rollup::{AuditSigner, PublicKeys};
+use crate::tools::declared;
 
 const HIDDEN: &str = "********";
 
@@ -90,6 +91,7 @@ fn check(source: Result<Source, ConfigError>) -> anyhow::Result<()> {
         AuditSigner::parse(audit_key).map_err(secret("AGENTHUB_AUDIT_SIGNING_KEY"))?;
     }
     PublicKeys::parse(&settings.audit_public_keys).map_err(secret("AGENTHUB_AUDIT_PUBLIC_KEYS"))?;
+    declared::load(settings.tools_file.as_deref()).context("AGENTHUB_TOOLS_FILE")?;
     Ok(())
 }
 

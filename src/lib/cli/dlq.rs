@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use secrecy::SecretString;
 use serde_json::json;
 
 use self::filter::Filter;
 use super::output::{one_line, print, table};
-use crate::config::Source;
+use crate::config::{RedisSettings, Source};
 use crate::dlq::{GroupView, View};
 use crate::ids::TenantId;
 use crate::messages::LetterId;
@@ -139,10 +138,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn open() -> anyhow::Result<(Redis, Masker)> {
     let source = Source::from_process()?;
-    let url: SecretString = source.setting("REDIS_URL")?;
+    let redis = RedisSettings::load(&source)?;
     let namespace: String = source.setting("AGENTHUB_NAMESPACE")?;
     crate::config::check_namespace(&namespace)?;
-    let redis = Redis::open(&url, &namespace, TIMEOUT)?;
+    let redis = Redis::open(&redis, &namespace, TIMEOUT)?;
     Ok((redis, masker(&source)?))
 }
 

@@ -64,7 +64,8 @@ struct WhomArgs {
 #[derive(Debug, Serialize)]
 struct Left {
     store: &'static str,
-    left: String,
+    #[serde(rename = "left")]
+    what: String,
     /// Milliseconds; absent where nothing is left, or where it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_within_ms: Option<u64>,
@@ -123,13 +124,13 @@ fn left(erasure: &Erasure, catalogue: &Catalogue) -> Vec<Left> {
     let ciphertext = || "ciphertext that no key opens any more".to_owned();
     let topic = |store, topic| Left {
         store,
-        left: ciphertext(),
+        what: ciphertext(),
         gone_within_ms: ms(topic, &["retention.ms"]),
     };
     vec![
         Left {
             store: "redis",
-            left: match erasure.left_in_redis {
+            what: match erasure.left_in_redis {
                 0 => "nothing but ends of runs that Kafka has not acknowledged".to_owned(),
                 keys => format!("{keys} keys: repeat the command"),
             },
@@ -137,7 +138,7 @@ fn left(erasure: &Erasure, catalogue: &Catalogue) -> Vec<Left> {
         },
         Left {
             store: "redis append-only file",
-            left: match rewrite {
+            what: match rewrite {
                 AofRewrite::Started => "the wrapped keys, until the rewrite that was started ends",
                 AofRewrite::UnderWay => {
                     "the wrapped keys, maybe, until a rewrite that begins after this one: repeat BGREWRITEAOF"
@@ -151,7 +152,7 @@ fn left(erasure: &Erasure, catalogue: &Catalogue) -> Vec<Left> {
         },
         Left {
             store: "agent.state",
-            left: match erasure.left_on_agent_state {
+            what: match erasure.left_on_agent_state {
                 0 => "the wrapped keys in segments, each followed by its erasure".to_owned(),
                 sessions => format!("the keys of {sessions} sessions: repeat the command"),
             },
@@ -163,13 +164,13 @@ fn left(erasure: &Erasure, catalogue: &Catalogue) -> Vec<Left> {
         topic("dead.letter", Topic::DeadLetter),
         Left {
             store: "audit.logs and its files",
-            left: "who asked for what when, and its cost: no content, and the chain stays whole"
+            what: "who asked for what when, and its cost: no content, and the chain stays whole"
                 .to_owned(),
             gone_within_ms: None,
         },
         Left {
             store: "memory of processes",
-            left: "data keys of sessions that they touched, until others push them out or they end"
+            what: "data keys of sessions that they touched, until others push them out or they end"
                 .to_owned(),
             gone_within_ms: None,
         },
@@ -199,12 +200,12 @@ fn tell(erasure: &Erasure, left: &[Left]) -> String {
     }
     for Left {
         store,
-        left,
+        what,
         gone_within_ms,
     } in left
     {
         let within = gone_within_ms.map(|ms| format!("; gone within {}", duration(ms)));
-        _ = writeln!(text, "{store}: {left}{}", within.unwrap_or_default());
+        _ = writeln!(text, "{store}: {what}{}", within.unwrap_or_default());
     }
     text
 }

@@ -18,7 +18,7 @@ use crate::ids::{KeyId, TenantId};
 use crate::kafka::{KafkaSettings, Producer};
 use crate::messages::{KeyPolicy, KeyRecord, RateRule, Signer};
 use crate::store::Redis;
-use crate::tools::catalogue;
+use crate::tools::{catalogue, declared};
 
 const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A process that has just started has to find its brokers first.
@@ -157,6 +157,11 @@ fn name(text: &str) -> Result<String, String> {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&Source::from_process()?)?;
+    let tools = declared::load(settings.tools_file.as_deref())?;
+    anyhow::ensure!(
+        catalogue::declare(tools.into_iter().map(|tool| tool.spec)),
+        "the tools were looked at too early"
+    );
     let keys = open(&settings)?;
     let text = match args.command {
         Command::Create {

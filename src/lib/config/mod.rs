@@ -7,11 +7,16 @@
 //!
 //! Invariant: a process that starts has a configuration in which every value was parsed and checked.
 
+mod kafka;
+mod redis_address;
 mod settings;
 mod source;
 mod storage;
 mod value;
 
+use kafka::check_kafka;
+pub(crate) use kafka::{kafka_properties, load_kafka_properties};
+pub use redis_address::{RedisKind, RedisSettings, RedisTls};
 pub use settings::{REFERENCE, Settings};
 pub(crate) use settings::{check_group_protocol, check_namespace};
 pub use source::{ConfigError, Source};

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
-use super::{ConfigError, Setting, Source};
+use super::{ConfigError, RedisSettings, Setting, Source};
 
 /// The default of a setting that has none.
 pub(super) const REQUIRED: &str = "\0required";
@@ -62,7 +62,7 @@ macro_rules! settings {
 settings! {
     /// Kafka bootstrap servers, comma-separated.
     kafka_brokers: String = "KAFKA_BROKERS", "127.0.0.1:9092";
-    /// Redis URL: `redis://` names one Redis, `redis-cluster://host:port?node=host:port` nodes of a cluster.
+    /// Redis URL: `redis://user:password@host:port/` names one Redis, `redis-cluster://host:port?node=host:port` nodes of a cluster, `redis-sentinel://host:port?node=host:port&sentinelServiceName=name` sentinels; `rediss` in place of `redis` speaks TLS.
     redis_url: SecretString = "REDIS_URL", "redis://127.0.0.1:6379/", secret;
     /// Prefix of every Redis key, topic, consumer group and channel, so that installations can share a broker and a Redis. Lower-case letters, digits and hyphens; empty for none.
     namespace: String = "AGENTHUB_NAMESPACE", "";
@@ -70,6 +70,28 @@ settings! {
     signing_secrets: SecretString = "AGENTHUB_SIGNING_SECRETS", REQUIRED, secret;
     /// Keys that wrap the sessions' data keys: `<id>:<base64 of 32 bytes>`, comma-separated; the first wraps, all unwrap.
     master_keys: SecretString = "AGENTHUB_MASTER_KEYS", REQUIRED, secret;
+    /// PEM file with the certificates of the authorities that Redis' certificate is checked against; those of the machine when empty.
+    redis_tls_ca: Option<PathBuf> = "AGENTHUB_REDIS_TLS_CA", "";
+    /// PEM file with the client's certificate and its chain, for a Redis that asks for one (mTLS).
+    redis_tls_cert: Option<PathBuf> = "AGENTHUB_REDIS_TLS_CERT", "";
+    /// PEM file with the private key of that certificate.
+    redis_tls_key: Option<PathBuf> = "AGENTHUB_REDIS_TLS_KEY", "";
+    /// Replicas that must have each transition of a run before anything follows from it (`WAIT`); 0 waits for none, and a failover may then lose what Kafka has.
+    redis_wait_replicas: u32 = "AGENTHUB_REDIS_WAIT_REPLICAS", "0";
+    /// How the brokers are spoken to: `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+    kafka_security_protocol: String = "AGENTHUB_KAFKA_SECURITY_PROTOCOL", "plaintext";
+    /// How user and password are shown to the brokers: `SCRAM-SHA-512`, `SCRAM-SHA-256` or `PLAIN`.
+    kafka_sasl_mechanism: String = "AGENTHUB_KAFKA_SASL_MECHANISM", "SCRAM-SHA-512";
+    /// User at the brokers.
+    kafka_sasl_username: String = "AGENTHUB_KAFKA_SASL_USERNAME", "";
+    /// Password of that user.
+    kafka_sasl_password: SecretString = "AGENTHUB_KAFKA_SASL_PASSWORD", "", secret;
+    /// PEM file with the certificates of the authorities that the brokers' certificates are checked against; those of the machine when empty.
+    kafka_tls_ca: Option<PathBuf> = "AGENTHUB_KAFKA_TLS_CA", "";
+    /// PEM file with the client's certificate and its chain, for brokers that ask for one (mTLS).
+    kafka_tls_cert: Option<PathBuf> = "AGENTHUB_KAFKA_TLS_CERT", "";
+    /// PEM file with the private key of that certificate.
+    kafka_tls_key: Option<PathBuf> = "AGENTHUB_KAFKA_TLS_KEY", "";
     /// Extra librdkafka properties for every client, `name=value`, comma-separated (SASL, TLS, tuning).
     kafka_properties: Vec<String> = "AGENTHUB_KAFKA_PROPERTIES", "", secret;
     /// Rebalance protocol of the consumer groups: `classic` (cooperative-sticky) or `consumer` (KIP-848).
@@ -205,6 +227,8 @@ settings! {
     /// File with the prices of models; the built-in list when empty.
     prices_file: Option<PathBuf> = "AGENTHUB_PRICES_FILE", "";
 
+    /// TOML file with tools of yours that are called by HTTP; none when empty. The same for every process.
+    tools_file: Option<PathBuf> = "AGENTHUB_TOOLS_FILE", "";
     /// Hosts (`host` or `host:port`) that tools may fetch although their addresses are not global.
     fetch_allow: Vec<String> = "AGENTHUB_FETCH_ALLOW", "";
     /// Bytes of a fetched page that are read at most.
@@ -271,6 +295,8 @@ impl Settings {
         };
         check_namespace(&self.namespace)?;
         check_group_protocol(&self.group_protocol)?;
+        super::check_kafka(self)?;
+        RedisSettings::of(self)?;
         self.check_edges()?;
         if !matches!(self.log_format.as_str(), "json" | "pretty") {
             return invalid("AGENTHUB_LOG_FORMAT", "json or pretty");

@@ -10,7 +10,9 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{ConfigError, Millis, Settings, Source};
-use crate::config::{check_group_protocol, check_namespace};
+use crate::config::{
+    check_group_protocol, check_namespace, kafka_properties, load_kafka_properties,
+};
 use crate::messages::Topic;
 
 /// What every client of the cluster needs to know.
@@ -45,7 +47,7 @@ impl From<&Settings> for KafkaSettings {
         Self {
             brokers: settings.kafka_brokers.clone(),
             namespace: settings.namespace.clone(),
-            properties: settings.kafka_properties.clone(),
+            properties: kafka_properties(settings),
             consumer_protocol: settings.group_protocol == "consumer",
             produce_timeout: settings.produce_timeout_ms.duration(),
         }
@@ -63,7 +65,7 @@ impl KafkaSettings {
         Ok(Self {
             brokers: source.setting("KAFKA_BROKERS")?,
             namespace,
-            properties: source.setting("AGENTHUB_KAFKA_PROPERTIES")?,
+            properties: load_kafka_properties(source)?,
             consumer_protocol: protocol == "consumer",
             produce_timeout: produce_timeout.duration(),
         })

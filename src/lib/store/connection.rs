@@ -1,4 +1,4 @@
-//! The connection: to one Redis, or to a cluster.
+//! The connection: to one Redis, to a cluster, or to the master that sentinels name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +7,16 @@ use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{Cmd, IntoConnectionInfo, Pipeline, RedisFuture, RedisResult, Value};
-use secrecy::{ExposeSecret, SecretString};
+use redis::{
+    ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    RedisFuture, RedisResult, TlsCertificates, Value,
+};
+use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
-use url::Url;
 
 use super::StoreError;
+use super::sentinel::Sentinel;
+use crate::config::{RedisKind, RedisSettings, RedisTls};
 
 /// Time after which a connection whose other end acknowledges nothing is given up and made again. Without
 /// it, a Redis whose machine is gone would be waited for until the kernel gives up, a quarter of an hour.
@@ -26,6 +30,7 @@ pub struct Connection(Kind);
 enum Kind {
     One(ConnectionManager),
     Cluster(Box<Cluster>),
+    Sentinel(Arc<Sentinel>),
 }
 
 /// A connection to a cluster, made when it is first needed: unlike that to one Redis it cannot be made
@@ -37,36 +42,16 @@ struct Cluster {
 }
 
 impl Connection {
-    /// `redis://…` names one Redis; `redis-cluster://host:port?node=host:port` nodes of a cluster. Each
-    /// command ends within `timeout`, whatever Redis does.
-    pub(super) fn new(url: &SecretString, timeout: Duration) -> Result<Self, StoreError> {
-        let url = url.expose_secret();
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_user_timeout(SILENCE);
-        if let Some(nodes) = cluster_nodes(url)? {
-            let client = ClusterClientBuilder::new(nodes)
-                .connection_timeout(timeout)
-                .response_timeout(timeout)
-                .overall_response_timeout(Some(timeout))
-                .tcp_settings(tcp)
-                .retries(3)
-                .max_retry_wait(100)
-                .build()?;
-            return Ok(Self(Kind::Cluster(Box::new(Cluster {
-                client,
-                connection: Arc::default(),
-            }))));
-        }
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let address = url.into_connection_info()?;
-        let client = redis::Client::open(address.set_tcp_settings(tcp))?;
-        let manager = ConnectionManager::new_lazy_with_config(client, config)?;
-        Ok(Self(Kind::One(manager)))
+    /// Each command ends within `timeout`, whatever Redis does.
+    pub(super) fn new(settings: &RedisSettings, timeout: Duration) -> Result<Self, StoreError> {
+        let kind = match &settings.kind {
+            RedisKind::One => Kind::One(one(settings, timeout)?),
+            RedisKind::Cluster => Kind::Cluster(Box::new(Cluster::new(settings, timeout)?)),
+            RedisKind::Sentinel { .. } => {
+                Kind::Sentinel(Arc::new(Sentinel::new(settings, timeout)?))
+            }
+        };
+        Ok(Self(kind))
     }
 
     /// Whether commands about keys of different slots may go in one pipeline.
@@ -75,11 +60,93 @@ impl Connection {
     }
 }
 
+fn one(settings: &RedisSettings, timeout: Duration) -> Result<ConnectionManager, StoreError> {
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+        .set_number_of_retries(1)
+        .set_max_delay(Duration::from_millis(500));
+    let [info, ..] = &infos(settings)?[..] else {
+        return Err(StoreError::Failed("no node is named".to_owned()));
+    };
+    let client = match settings.tls.as_ref().and_then(certificates) {
+        Some(certificates) => redis::Client::build_with_tls(info.clone(), certificates)?,
+        None => redis::Client::open(info.clone())?,
+    };
+    Ok(ConnectionManager::new_lazy_with_config(client, config)?)
+}
+
 impl Cluster {
+    fn new(settings: &RedisSettings, timeout: Duration) -> Result<Self, StoreError> {
+        let mut builder = ClusterClientBuilder::new(infos(settings)?)
+            .connection_timeout(timeout)
+            .response_timeout(timeout)
+            .overall_response_timeout(Some(timeout))
+            .tcp_settings(tcp())
+            .retries(3)
+            .max_retry_wait(100);
+        if let Some(certificates) = settings.tls.as_ref().and_then(certificates) {
+            builder = builder.certs(certificates);
+        }
+        Ok(Self {
+            client: builder.build()?,
+            connection: Arc::default(),
+        })
+    }
+
     async fn connection(&self) -> RedisResult<ClusterConnection> {
         let connect = || self.client.get_async_connection();
         self.connection.get_or_try_init(connect).await.cloned()
     }
+}
+
+pub(super) fn tcp() -> TcpSettings {
+    TcpSettings::default()
+        .set_nodelay(true)
+        .set_user_timeout(SILENCE)
+}
+
+/// What the library is told of each node.
+fn infos(settings: &RedisSettings) -> RedisResult<Vec<ConnectionInfo>> {
+    let info = |address: ConnectionAddr| {
+        let info = address.into_connection_info()?.set_tcp_settings(tcp());
+        let mut redis = info.redis_settings().clone();
+        redis = redis.set_db(i64::from(settings.database));
+        if let Some(username) = &settings.username {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = &settings.password {
+            redis = redis.set_password(password.expose_secret());
+        }
+        Ok(info.set_redis_settings(redis))
+    };
+    addresses(settings).into_iter().map(info).collect()
+}
+
+pub(super) fn addresses(settings: &RedisSettings) -> Vec<ConnectionAddr> {
+    let address = |(host, port): &(String, u16)| match settings.tls {
+        None => ConnectionAddr::Tcp(host.clone(), *port),
+        Some(_) => ConnectionAddr::TcpTls {
+            host: host.clone(),
+            port: *port,
+            insecure: false,
+            tls_params: None,
+        },
+    };
+    settings.nodes.iter().map(address).collect()
+}
+
+/// `None` where the machine's own authorities are believed and no certificate is shown.
+pub(super) fn certificates(tls: &RedisTls) -> Option<TlsCertificates> {
+    let ca = tls.ca.clone()?;
+    let identity = tls.identity.as_ref().map(|(cert, key)| ClientTlsConfig {
+        client_cert: cert.clone(),
+        client_key: key.expose_secret().to_vec(),
+    });
+    Some(TlsCertificates {
+        client_tls: identity,
+        root_cert: Some(ca),
+    })
 }
 
 impl ConnectionLike for Connection {
@@ -93,6 +160,7 @@ impl ConnectionLike for Connection {
                     .req_packed_command(command)
                     .await
             }),
+            Kind::Sentinel(sentinel) => Box::pin(sentinel.command(command)),
         }
     }
 
@@ -111,63 +179,15 @@ impl ConnectionLike for Connection {
                     .req_packed_commands(pipeline, offset, count)
                     .await
             }),
+            Kind::Sentinel(sentinel) => Box::pin(sentinel.commands(pipeline, offset, count)),
         }
     }
 
     fn get_db(&self) -> i64 {
         match &self.0 {
             Kind::One(manager) => manager.get_db(),
+            Kind::Sentinel(sentinel) => sentinel.database(),
             Kind::Cluster(_) => 0, // a cluster has no other
         }
-    }
-}
-
-/// The nodes that the URL of a cluster names, each as the URL of one Redis; `None` for another URL. The
-/// form is that of the subscriber's library, which reads the same setting.
-fn cluster_nodes(url: &str) -> Result<Option<Vec<String>>, StoreError> {
-    let wrong = || StoreError::Failed("the URL of the cluster is not one".to_owned());
-    let Some(rest) = url.strip_prefix("redis-cluster://") else {
-        return Ok(None);
-    };
-    let first = Url::parse(&format!("redis://{rest}")).map_err(|_| wrong())?;
-    if first.host_str().is_none_or(str::is_empty) {
-        return Err(wrong());
-    }
-    let mut nodes = Vec::new();
-    let mut base = first.clone();
-    base.set_query(None);
-    nodes.push(base.to_string());
-    for (name, node) in first.query_pairs() {
-        if name != "node" {
-            return Err(wrong());
-        }
-        let node = Url::parse(&format!("redis://{node}")).map_err(|_| wrong())?;
-        let mut other = base.clone();
-        other.set_host(node.host_str()).map_err(|_| wrong())?;
-        other.set_port(node.port()).map_err(|()| wrong())?;
-        nodes.push(other.to_string());
-    }
-    Ok(Some(nodes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nodes_of_a_cluster_share_their_credentials() {
-        let nodes = |url| cluster_nodes(url).unwrap();
-        assert_eq!(nodes("redis://127.0.0.1:6379/"), None);
-        let url = "redis-cluster://user:pass@a:7000?node=b:7001&node=10.0.0.3:7002";
-        assert_eq!(
-            nodes(url).unwrap(),
-            [
-                "redis://user:pass@a:7000",
-                "redis://user:pass@b:7001",
-                "redis://user:pass@10.0.0.3:7002"
-            ]
-        );
-        assert!(cluster_nodes("redis-cluster://a:7000?nodes=b:1").is_err());
-        assert!(cluster_nodes("redis-cluster://").is_err());
     }
 }

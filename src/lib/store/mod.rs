@@ -13,16 +13,16 @@ mod lock;
 mod rebuilding;
 mod results;
 mod script;
+mod sentinel;
 mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::{AsyncCommands, FromRedisValue, RedisError};
-use secrecy::SecretString;
 use serde::Serialize;
 
-use crate::config::Settings;
+use crate::config::{ConfigError, RedisSettings, Settings};
 use crate::ids::TenantId;
 
 pub use address_bits::{address_bits, network_bits};
@@ -46,6 +46,12 @@ pub enum StoreError {
     Failed(String),
 }
 
+impl From<ConfigError> for StoreError {
+    fn from(error: ConfigError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         let away = error.is_io_error()
@@ -65,12 +71,16 @@ impl From<RedisError> for StoreError {
     }
 }
 
+/// A script's answer, and how many replicas have what it wrote.
+type Replicated<T> = (Result<T, RedisError>, Result<u32, RedisError>);
+
 /// A shared, pipelined connection that restores itself.
 #[derive(Clone)]
 pub struct Redis {
     connection: Connection,
     prefix: Arc<str>,
     timeout: Duration,
+    wait_replicas: u32,
 }
 
 impl std::fmt::Debug for Redis {
@@ -97,19 +107,21 @@ impl Redis {
     /// A connection that is made when it is first needed, and made again when it breaks. Each
     /// command ends within `timeout`, whatever Redis does.
     pub fn connect(settings: &Settings, timeout: Duration) -> Result<Self, StoreError> {
-        Self::open(&settings.redis_url, &settings.namespace, timeout)
+        let redis = RedisSettings::of(settings)?;
+        Self::open(&redis, &settings.namespace, timeout)
     }
 
     /// As [`Redis::connect`], for commands that need no other settings.
     pub fn open(
-        url: &SecretString,
+        settings: &RedisSettings,
         namespace: &str,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
         Ok(Self {
-            connection: Connection::new(url, timeout)?,
+            connection: Connection::new(settings, timeout)?,
             prefix: prefix(namespace).into(),
             timeout,
+            wait_replicas: settings.wait_replicas,
         })
     }
 
@@ -142,7 +154,7 @@ impl Redis {
         let started = Instant::now();
         let mut call = script.prepared();
         call.key(self.base(tenant)).arg(args).arg(settings);
-        let answer = self.within(call.invoke_async(&mut connection)).await;
+        let answer = self.within(self.call(&call, &mut connection)).await;
         metrics::histogram!("agenthub_redis_script_ms", "script" => script.name())
             .record(started.elapsed().as_secs_f64() * 1000.0);
         if answer.is_err() {
@@ -150,6 +162,36 @@ impl Redis {
                 .increment(1);
         }
         answer
+    }
+
+    /// Calls a script, and waits until what it wrote is on as many replicas as the settings ask for. Where
+    /// it is not in time, it may be lost with the master: its outcome is unknown. Both commands go over one
+    /// connection, since `WAIT` is about the writes of its own connection.
+    async fn call<T: FromRedisValue>(
+        &self,
+        call: &redis::ScriptInvocation<'_>,
+        connection: &mut Connection,
+    ) -> Result<T, RedisError> {
+        let wanted = self.wait_replicas;
+        if wanted == 0 {
+            return call.invoke_async(connection).await;
+        }
+        // The connection itself gives up at the timeout. Zero would wait for ever.
+        let at_most = (self.timeout / 2).as_millis().max(1).to_string();
+        let mut both = redis::pipe();
+        both.ignore_errors().invoke_script(call);
+        both.cmd("WAIT").arg(wanted).arg(at_most);
+        let mut outcome: Replicated<T> = both.query_async(connection).await?;
+        if matches!(&outcome.0, Err(error) if error.code() == Some("NOSCRIPT")) {
+            call.load_async(connection).await?;
+            outcome = both.query_async(connection).await?;
+        }
+        let (answer, replicas) = (outcome.0?, outcome.1?);
+        if replicas >= wanted {
+            return Ok(answer);
+        }
+        let late = format!("{replicas} of {wanted} replicas have it");
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, late).into())
     }
 
     /// What `command` gives. Connecting, loading a script and calling it have one timeout together.

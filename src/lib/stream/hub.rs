@@ -7,14 +7,13 @@ use std::time::Duration;
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::Builder;
-use fred::types::config::{Config, ReconnectPolicy};
-use secrecy::ExposeSecret;
+use fred::types::config::ReconnectPolicy;
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::StreamError;
-use crate::config::Settings;
+use super::{StreamError, address};
+use crate::config::{RedisSettings, Settings};
 use crate::runs::{PassingEvent, StoredEvent};
 use crate::runtime::Supervisor;
 
@@ -88,8 +87,8 @@ impl Hub {
         supervisor: &Supervisor,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, StreamError> {
-        let mut builder =
-            Builder::from_config(Config::from_url(settings.redis_url.expose_secret())?);
+        let redis = RedisSettings::of(settings).map_err(|e| StreamError::Address(e.to_string()))?;
+        let mut builder = Builder::from_config(address::config(&redis)?);
         builder.with_performance_config(|c| c.broadcast_channel_capacity = DISPATCH_BUFFER);
         builder.with_connection_config(|c| {
             c.connection_timeout = CONFIRM_WITHIN;

@@ -7,6 +7,7 @@
 //! Invariant: a follower sees every event of its session after its cursor exactly once, in order, or
 //! is told that the history no longer reaches back to its cursor. What is told in passing moves no cursor.
 
+mod address;
 mod follow;
 mod hub;
 
@@ -32,6 +33,9 @@ pub enum StreamError {
     /// The subscriber cannot be set up.
     #[error("redis subscriber: {0}")]
     Subscriber(#[from] FredError),
+    /// The settings do not say where Redis is, or how TLS is spoken with it.
+    #[error("redis subscriber: {0}")]
+    Address(String),
     /// The subscription was not confirmed in time.
     #[error("the subscription was not confirmed")]
     NotConfirmed,

@@ -1,8 +1,8 @@
-//! The shipped tools, described: names, schemas and texts for the model. Depends on no
-//! implementation, so that the API and the planner can use it.
+//! The tools, described: names, schemas and texts for the model. Depends on no implementation, so
+//! that the API and the planner can use it.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use jsonschema::Validator;
@@ -11,9 +11,25 @@ use serde_json::{Value, json};
 use super::{CachePolicy, CacheScope, Effects, ToolSpec};
 use crate::plan::ArgsProblem;
 
-/// Every shipped tool, in the order in which models see them.
+/// Every tool, in the order in which models see them: those that ship, then the operator's.
 pub fn all() -> &'static [ToolSpec] {
-    &*ALL
+    ALL.get_or_init(shipped)
+}
+
+/// Adds the operator's tools. To be called once, before anything else here: a catalogue that was
+/// looked at does not change any more, and then this gives `false`.
+#[must_use]
+pub fn declare(tools: impl IntoIterator<Item = ToolSpec>) -> bool {
+    let mut all = shipped();
+    all.extend(tools);
+    ALL.set(all).is_ok()
+}
+
+/// The tools that ship.
+pub fn shipped() -> Vec<ToolSpec> {
+    [&ADS_METRICS_MOCK, &RETRIEVAL, &HTTP_FETCH, &SUMMARIZE]
+        .map(|spec| (**spec).clone())
+        .into()
 }
 
 /// The tool with this name.
@@ -49,17 +65,19 @@ pub fn validate_args(name: &str, args: &Value) -> Result<(), Vec<ArgsProblem>> {
 
 /// Compiled once; a schema that does not compile is found by a test and refuses every call.
 static VALIDATORS: LazyLock<HashMap<&'static str, Result<Validator, ()>>> = LazyLock::new(|| {
-    let compile = |schema| {
-        jsonschema::draft202012::options()
-            .should_validate_formats(true)
-            .build(schema)
-            .map_err(|_| ())
-    };
     all()
         .iter()
         .map(|spec| (spec.name, compile(&spec.parameters)))
         .collect()
 });
+
+/// Compiles a schema of arguments.
+pub(super) fn compile(schema: &Value) -> Result<Validator, ()> {
+    jsonschema::draft202012::options()
+        .should_validate_formats(true)
+        .build(schema)
+        .map_err(|_| ())
+}
 
 /// Simulated advertising metrics.
 pub static ADS_METRICS_MOCK: LazyLock<ToolSpec> = LazyLock::new(ads_metrics_mock);
@@ -70,9 +88,7 @@ pub static HTTP_FETCH: LazyLock<ToolSpec> = LazyLock::new(http_fetch);
 /// Summary of a text by the model.
 pub static SUMMARIZE: LazyLock<ToolSpec> = LazyLock::new(summarize);
 
-static ALL: LazyLock<[ToolSpec; 4]> = LazyLock::new(|| {
-    [&ADS_METRICS_MOCK, &RETRIEVAL, &HTTP_FETCH, &SUMMARIZE].map(|spec| (**spec).clone())
-});
+static ALL: OnceLock<Vec<ToolSpec>> = OnceLock::new();
 
 fn ads_metrics_mock() -> ToolSpec {
     ToolSpec {

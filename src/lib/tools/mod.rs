@@ -6,7 +6,9 @@
 
 pub mod ads;
 pub mod catalogue;
+pub mod declared;
 pub mod http_fetch;
+pub mod http_tool;
 pub mod registry;
 pub mod retrieval;
 pub mod summarize;
@@ -151,6 +153,11 @@ pub struct ToolError {
 }
 
 impl ToolError {
+    /// Whether the other side may have received the call. `false` only when there was no connection.
+    pub fn may_have_arrived(&self) -> bool {
+        !matches!(self.code, "connect_failed" | "name_not_resolved")
+    }
+
     /// A rule forbids the call.
     pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
         Self {

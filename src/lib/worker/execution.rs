@@ -167,7 +167,7 @@ impl Execution {
     }
 
     /// The stage's first events, and the steps that are begun with it.
-    pub(super) fn begin(&self, prepared: &Prepared, now_ms: u64) -> Begin {
+    pub(super) fn begin(prepared: &Prepared, now_ms: u64) -> Begin {
         let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };

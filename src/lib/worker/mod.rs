@@ -107,7 +107,7 @@ impl Prepared<'_> {
     fn begin(&self, command: &Command, now_ms: u64) -> Begin {
         match self {
             Self::Plan(planning, prepared) => planning.begin(command, prepared),
-            Self::Execute(execution, prepared) => execution.begin(prepared, now_ms),
+            Self::Execute(_, prepared) => Execution::begin(prepared, now_ms),
         }
     }
 

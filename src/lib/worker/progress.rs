@@ -382,7 +382,7 @@ impl<'a> Progress<'a> {
                 let failed = FailedAttempt {
                     class: error.class,
                     effects: self.effects(&id),
-                    may_have_arrived: attempted.called,
+                    may_have_arrived: attempted.called && error.may_have_arrived(),
                     attempt: entry.attempts,
                     max_attempts,
                     retries_left: self

@@ -4,8 +4,13 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use super::{eventually, namespace, reaper};
+use super::{eventually_within, namespace, reaper};
+
+/// Nobody connects from this address, so that no connection takes the port of a broker that is down: one
+/// from `127.0.0.1` may, to itself even.
+const HOST: &str = "127.0.0.4";
 
 /// One broker. It is killed, and its data removed, when this is dropped.
 pub struct Broker {
@@ -18,7 +23,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn java() -> Command {
+pub(super) fn java() -> Command {
     let libs = root().join(".agenthub/kafka/libs");
     assert!(
         libs.exists(),
@@ -40,11 +45,12 @@ impl Broker {
     pub async fn start() -> Self {
         let folder = std::env::temp_dir().join(namespace());
         std::fs::create_dir_all(&folder).unwrap();
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = [(); 2].map(|()| TcpListener::bind((HOST, 0)).unwrap());
         let [port, controller] = ports.map(|socket| socket.local_addr().unwrap().port());
         let properties = root().join("infra/local/kafka/server.properties");
         let properties = std::fs::read_to_string(properties)
             .unwrap()
+            .replace("127.0.0.1", HOST)
             .replace("@KAFKA_PORT@", &port.to_string())
             .replace("@CONTROLLER_PORT@", &controller.to_string())
             .replace("@DATA@", folder.join("data").to_str().unwrap());
@@ -59,8 +65,8 @@ impl Broker {
         let formatted = formatted.unwrap().unwrap();
         assert!(formatted.status.success(), "{formatted:?}");
         let child = spawn(&folder);
-        let broker = Self {
-            brokers: format!("127.0.0.1:{port}"),
+        let mut broker = Self {
+            brokers: format!("{HOST}:{port}"),
             folder,
             child,
         };
@@ -86,17 +92,19 @@ impl Broker {
         self.until_up().await;
     }
 
-    async fn until_up(&self) {
-        let log = self.folder.join("log");
-        eventually("Kafka is up", async || {
-            let text = std::fs::read_to_string(&log).ok()?;
-            text.contains("Kafka Server started").then_some(())
+    async fn until_up(&mut self) {
+        let (log, child) = (self.folder.join("log"), &mut self.child);
+        eventually_within(Duration::from_secs(120), "Kafka is up", || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(matches!(child.try_wait(), Ok(None)), "{text}");
+            let up = text.contains("Kafka Server started").then_some(());
+            std::future::ready(up)
         })
         .await;
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+pub(super) fn spawn(folder: &Path) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     let child = java()
         .arg("kafka.Kafka")

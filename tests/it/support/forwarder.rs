@@ -21,6 +21,7 @@ pub struct Forwarder {
     pub addr: SocketAddr,
     line: watch::Sender<Line>,
     received: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -30,7 +31,8 @@ impl Forwarder {
         let addr = listener.local_addr().unwrap();
         let (line, state) = watch::channel(Line::Open);
         let received = Arc::new(AtomicUsize::new(0));
-        let counter = received.clone();
+        let held = Arc::new(AtomicUsize::new(0));
+        let (counter, waiting) = (received.clone(), held.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
@@ -38,10 +40,11 @@ impl Forwarder {
                     continue; // closed at once
                 }
                 let (target, counter) = (target.clone(), counter.clone());
+                let waiting = waiting.clone();
                 let (line, mut cut) = (state.clone(), state.clone());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = forward(client, &target, line, &counter) => {}
+                        () = forward(client, &target, line, &counter, &waiting) => {}
                         _ = cut.wait_for(|line| *line == Line::Cut) => {}
                     }
                 });
@@ -51,6 +54,7 @@ impl Forwarder {
             addr,
             line,
             received,
+            held,
             task,
         }
     }
@@ -64,6 +68,11 @@ impl Forwarder {
     /// [`Forwarder::restore`].
     pub fn stall(&self) {
         self.line.send_replace(Line::Stalled);
+    }
+
+    /// Times that something for the target had to wait, for [`Forwarder::restore`] or for good.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
     }
 
     pub fn restore(&self) {
@@ -88,6 +97,7 @@ async fn forward(
     target: &str,
     line: watch::Receiver<Line>,
     received: &AtomicUsize,
+    held: &AtomicUsize,
 ) {
     let Ok(server) = TcpStream::connect(target).await else {
         return;
@@ -96,7 +106,7 @@ async fn forward(
     let (from_server, to_server) = server.into_split();
     // A side that closes closes the other.
     tokio::select! {
-        () = copy(from_client, to_server, line.clone(), Some(received)) => {}
+        () = copy(from_client, to_server, line.clone(), Some((received, held))) => {}
         () = copy(from_server, to_client, line, None) => {}
     }
 }
@@ -105,17 +115,22 @@ async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut line: watch::Receiver<Line>,
-    counter: Option<&AtomicUsize>,
+    counters: Option<(&AtomicUsize, &AtomicUsize)>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if let Some((_, held)) = counters
+            && *line.borrow() == Line::Stalled
+        {
+            held.fetch_add(1, Ordering::SeqCst);
+        }
         if line.wait_for(|line| *line == Line::Open).await.is_err()
             || to.write_all(&buffer[..n]).await.is_err()
         {
             return;
         }
-        if let Some(counter) = counter {
-            counter.fetch_add(n, Ordering::SeqCst);
+        if let Some((received, _)) = counters {
+            received.fetch_add(n, Ordering::SeqCst);
         }
     }
 }

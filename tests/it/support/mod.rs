@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use agenthub::config::{Settings, Source};
 
 pub mod broker;
+pub mod brokers;
+pub mod certs;
 pub mod forwarder;
 pub mod ledger;
 mod passing;
 pub mod raw;
 pub mod reaper;
 pub mod records;
+pub mod redis;
+pub mod secured;
 mod settled;
 pub mod sse;
 pub mod stack;
@@ -54,11 +58,23 @@ pub fn settings(namespace: &str, extra: &[(&str, &str)]) -> Settings {
 }
 
 /// Waits until `condition` gives something. Panics, naming `what`, when that takes too long.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+pub async fn eventually<T, F>(what: &str, condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    eventually_within(Duration::from_secs(30), what, condition).await
+}
+
+/// As [`eventually`], with a deadline of its own.
+pub async fn eventually_within<T, F>(
+    time: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + time;
     loop {
         if let Some(found) = condition().await {
             return found;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use agenthub::kafka::KafkaSettings;
 use agenthub::messages::{EventBatch, Topic};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -23,8 +24,8 @@ impl Stack {
     /// Everything that is on a topic now.
     pub async fn records(&self, topic: Topic) -> Vec<Found> {
         let kafka = self.kafka();
-        let (brokers, name) = (kafka.brokers.clone(), kafka.topic(topic));
-        tokio::task::spawn_blocking(move || read(&brokers, &name))
+        let name = kafka.topic(topic);
+        tokio::task::spawn_blocking(move || read(&kafka, &name))
             .await
             .unwrap()
     }
@@ -46,10 +47,15 @@ impl Stack {
     }
 }
 
-fn read(brokers: &str, topic: &str) -> Vec<Found> {
+fn read(kafka: &KafkaSettings, topic: &str) -> Vec<Found> {
     let timeout = Duration::from_secs(10);
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
+    let mut config = ClientConfig::new();
+    for property in &kafka.properties {
+        let (name, value) = property.split_once('=').unwrap();
+        config.set(name, value);
+    }
+    let consumer: BaseConsumer = config
+        .set("bootstrap.servers", &kafka.brokers)
         .set("group.id", "it-reader")
         .set("enable.auto.commit", "false")
         .create()

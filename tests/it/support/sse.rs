@@ -33,13 +33,20 @@ impl Follow {
 
     /// The next frame; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
+        self.try_next().await.unwrap()
+    }
+
+    /// As [`Follow::next`], for a connection that may break.
+    pub async fn try_next(&mut self) -> reqwest::Result<Option<Frame>> {
         loop {
             if let Some((frame, rest)) = self.text.split_once("\n\n") {
                 let (frame, rest) = (parse(frame), rest.to_owned());
                 self.text = rest;
-                return Some(frame);
+                return Ok(Some(frame));
             }
-            let chunk = self.response.chunk().await.unwrap()?;
+            let Some(chunk) = self.response.chunk().await? else {
+                return Ok(None);
+            };
             self.text.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }

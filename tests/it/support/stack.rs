@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use agenthub::config::{Settings, Source};
 use agenthub::governance::{Keys, NewKey, Role};
 use agenthub::ids::TenantId;
 use agenthub::kafka::admin::Admin;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::sse::{Follow, Frame};
-use super::{SIGNING, environment, eventually, namespace, reaper, settings};
+use super::{SIGNING, environment, eventually, namespace, reaper};
 
 /// One process. It is killed when this is dropped.
 pub struct Process {
@@ -133,6 +134,15 @@ impl Stack {
 
     /// Topics and keys, and no process.
     pub async fn bare(extra: &[(&str, &str)]) -> Self {
+        Self::with_topics(extra, Catalogue::embedded(true).unwrap()).await
+    }
+
+    /// As [`Stack::bare`], with topics that are replicated as they are where it matters.
+    pub async fn replicated(extra: &[(&str, &str)]) -> Self {
+        Self::with_topics(extra, Catalogue::embedded(false).unwrap()).await
+    }
+
+    async fn with_topics(extra: &[(&str, &str)], catalogue: Catalogue) -> Self {
         let namespace = namespace();
         let folder = std::env::temp_dir().join(&namespace);
         let mut environment = environment(&namespace, extra);
@@ -172,7 +182,6 @@ impl Stack {
             admin_key: String::new(),
         };
         let kafka = stack.kafka();
-        let catalogue = Catalogue::embedded(true).unwrap();
         Admin::new(&kafka)
             .unwrap()
             .apply(&catalogue, false)
@@ -194,16 +203,16 @@ impl Stack {
     }
 
     pub fn kafka(&self) -> KafkaSettings {
-        // Some tests have a broker of their own.
-        let brokers = self.environment["KAFKA_BROKERS"].as_str();
-        KafkaSettings::from(&settings(&self.namespace, &[("KAFKA_BROKERS", brokers)]))
+        KafkaSettings::from(&self.settings())
     }
 
     pub fn redis(&self) -> Redis {
-        // Some tests have a Redis of their own.
-        let url = self.environment["REDIS_URL"].as_str();
-        let settings = settings(&self.namespace, &[("REDIS_URL", url)]);
-        Redis::connect(&settings, Duration::from_secs(5)).unwrap()
+        Redis::connect(&self.settings(), Duration::from_secs(5)).unwrap()
+    }
+
+    /// The settings of its processes: some tests have a broker or a Redis of their own.
+    fn settings(&self) -> Settings {
+        Settings::load(&Source::from_env(self.environment.clone()).unwrap()).unwrap()
     }
 
     /// Starts the simulator, and makes it the installation's model.

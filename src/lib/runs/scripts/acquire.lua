@@ -17,8 +17,8 @@ local function reply(outcome, R)
       end
     end
   end
-  local session_key = R and redis.call('HGET', key('ses', R.f.session), 'key') or false
-  return { outcome, fields, session_key or '', pending }
+  local session_key = R and session_of(R.f.session).f.key or ''
+  return { outcome, fields, session_key, pending }
 end
 
 -- What an earlier owner left behind is produced before anything new; consumers know it by its id.
@@ -34,7 +34,7 @@ end
 local R = load_whole_run(A.run)
 if not R then
   -- Redis has lost the run, or never had it: the command is all there is.
-  if now > A.not_after or redis.call('EXISTS', key('ses', A.session)) == 0 then
+  if now > A.not_after or not session_of(A.session).f.gen then
     return reply('expired')
   end
   R = add_run(A, A.created)
@@ -89,7 +89,9 @@ if redis.call('SISMEMBER', B .. ':live', R.id) == 0 then
   end
   redis.call('SADD', B .. ':live', R.id)
 end
-redis.call('ZREM', B .. ':wait', R.id)
+if R.f.parked == 'tenant' then
+  redis.call('ZREM', B .. ':wait', R.id)
+end
 
 unset(R, 'parked')
 unset(R, 'wake_at')

@@ -41,9 +41,7 @@ if letter then
   end
 end
 
-local ses = key('ses', A.session)
-local session = redis.call('HMGET', ses, 'gen', 'ttl_ms')
-if not session[1] then
+if not session_of(A.session).f.gen then
   return { 'refused', 'not_found', 'session', found.rows, found.role }
 end
 if A.reject and redis.call('LLEN', key('ord', A.session)) > 0 then

@@ -35,54 +35,28 @@ local function tenant_name()
   return string.match(B, '{(.-)}')
 end
 
--- Loads fields of the run that the transitions do not otherwise need.
-local function need(R, ...)
-  local missing = {}
-  for _, name in ipairs({ ... }) do
-    if R.f[name] == nil and not R.gone[name] then
-      missing[#missing + 1] = name
-    end
-  end
-  if #missing > 0 then
-    local values = redis.call('HMGET', key('run', R.id), unpack(missing))
-    for i, name in ipairs(missing) do
-      R.f[name] = values[i] or nil
-    end
-  end
-end
-
 -- The accounts that a call of the run counts towards. `month` is that of the call's reservation.
 local function accounts(R, month)
-  need(R, 'key_id', 'budget', 'cost_micro_usd', 'reserved_micro_usd', 'warned')
-  local ses, spend, who = key('ses', R.f.session), key('spend', month), R.f.key_id or '-'
-  local s = redis.call('HMGET', ses, 'gen', 'budget', 'cost_micro_usd', 'reserved_micro_usd', 'warned')
-  local m = redis.call('HMGET', spend, 't.spent', 't.reserved', 't.warned',
-    who .. '.spent', who .. '.reserved', who .. '.warned')
-  local function account(scope, limit, spent, reserved, warned, write)
-    return { scope = scope, limit = tonumber(limit or nil), spent = tonumber(spent or 0),
-      reserved = tonumber(reserved or 0), warned = warned, write = write }
+  local who = R.f.key_id or '-'
+  local S = session_of(R.f.session)
+  local M = share(key('spend', month), 't.spent', 't.reserved', 't.warned', who .. '.spent', who .. '.reserved',
+    who .. '.warned')
+  local function account(scope, limit, H, spent, reserved, warned)
+    return { scope = scope, limit = tonumber(limit or nil), spent = tonumber(H.f[spent] or 0),
+      reserved = tonumber(H.f[reserved] or 0), warned = H.f[warned], write = function(a)
+        local put = H == R and set or put_shared
+        put(H, spent, a.spent)
+        put(H, reserved, a.reserved)
+        if a.warned then put(H, warned, '1') end
+      end }
   end
-  local list = {
-    account('run', R.f.budget, R.f.cost_micro_usd, R.f.reserved_micro_usd, R.f.warned, function(a)
-      set(R, 'cost_micro_usd', a.spent)
-      set(R, 'reserved_micro_usd', a.reserved)
-      if a.warned then set(R, 'warned', '1') end
-    end),
-  }
-  local function hash(scope, name, spent, reserved, warned)
-    return function(a)
-      redis.call('HSET', name, spent, int(a.spent), reserved, int(a.reserved))
-      if a.warned then redis.call('HSET', name, warned, '1') end
-    end
+  local list = { account('run', R.f.budget, R, 'cost_micro_usd', 'reserved_micro_usd', 'warned') }
+  if S.f.gen then
+    list[#list + 1] = account('session', S.f.budget, S, 'cost_micro_usd', 'reserved_micro_usd', 'warned')
   end
-  if s[1] then
-    list[#list + 1] = account('session', s[2], s[3], s[4], s[5],
-      hash('session', ses, 'cost_micro_usd', 'reserved_micro_usd', 'warned'))
-  end
-  list[#list + 1] = account('key', redis.call('HGET', key('key', who), 'budget'), m[4], m[5], m[6],
-    hash('key', spend, who .. '.spent', who .. '.reserved', who .. '.warned'))
-  list[#list + 1] = account('tenant', redis.call('HGET', B .. ':tenant', 'budget'), m[1], m[2], m[3],
-    hash('tenant', spend, 't.spent', 't.reserved', 't.warned'))
+  local K = share(key('key', who), 'budget')
+  list[#list + 1] = account('key', K.f.budget, M, who .. '.spent', who .. '.reserved', who .. '.warned')
+  list[#list + 1] = account('tenant', tenant().budget, M, 't.spent', 't.reserved', 't.warned')
   return list
 end
 
@@ -129,7 +103,8 @@ local function count_use(R, month, day, model, first, s, delta)
   local fields = { 'k:' .. (R.f.key_id or '-') .. ':' .. model, 's:' .. R.f.session }
   local add = { first and 1 or 0, s.input or 0, s.cached or 0, s.output or 0, s.reasoning or 0, delta }
   local write = {}
-  for i, text in ipairs(redis.call('HMGET', name, unpack(fields))) do
+  local used = redis.call('HMGET', name, unpack(fields))
+  for i, text in ipairs(used) do
     local sums, n = {}, 0
     for number in string.gmatch(text or '0 0 0 0 0 0', '%S+') do
       n = n + 1
@@ -139,7 +114,9 @@ local function count_use(R, month, day, model, first, s, delta)
     write[#write + 1] = table.concat(sums, ' ')
   end
   redis.call('HSET', name, unpack(write))
-  redis.call('EXPIRE', name, USE_RETENTION_S, 'NX')
+  if not used[2] then
+    redis.call('EXPIRE', name, USE_RETENTION_S, 'NX') -- it may be the day's first
+  end
 end
 
 -- Settles a call { call, cost?, input, cached, output, reasoning, audit? }: `cost` is absent when its
@@ -147,7 +124,7 @@ end
 -- `events`. A call that is settled already is left as it is.
 local function settle(R, s, events)
   local field = 'b:' .. s.call
-  need(R, field, 'input_tokens', 'output_tokens')
+  read(R, { field })
   local state, amount, month, day, model = string.match(R.f[field] or '', '^(%S+) (%d+) (%d+) (%d+) (.*)$')
   if not state or state == 'actual' or (state == 'bounded' and not s.cost) then
     return
@@ -170,10 +147,10 @@ local function settle(R, s, events)
   if s.cost then
     set(R, 'input_tokens', num(R, 'input_tokens') + s.input)
     set(R, 'output_tokens', num(R, 'output_tokens') + s.output)
-    local ses = key('ses', R.f.session)
-    if redis.call('EXISTS', ses) == 1 then
-      redis.call('HINCRBY', ses, 'input_tokens', int(s.input))
-      redis.call('HINCRBY', ses, 'output_tokens', int(s.output))
+    local S = session_of(R.f.session)
+    if S.f.gen then
+      put_shared(S, 'input_tokens', tonumber(S.f.input_tokens or 0) + s.input)
+      put_shared(S, 'output_tokens', tonumber(S.f.output_tokens or 0) + s.output)
     end
   end
   local settled = s.cost and 'actual' or 'bounded'
@@ -202,18 +179,17 @@ end
 
 -- The scope whose budget is used up, so that no run may start.
 local function exhausted(session, who)
-  local s = redis.call('HMGET', key('ses', session), 'budget', 'cost_micro_usd', 'reserved_micro_usd')
-  if s[1] and tonumber(s[2] or 0) + tonumber(s[3] or 0) >= tonumber(s[1]) then
+  local S = session_of(session).f
+  if S.budget and tonumber(S.cost_micro_usd or 0) + tonumber(S.reserved_micro_usd or 0) >= tonumber(S.budget) then
     return 'session'
   end
-  local k, t = redis.call('HGET', key('key', who), 'budget'), redis.call('HGET', B .. ':tenant', 'budget')
+  local k, t = share(key('key', who), 'budget').f.budget, tenant().budget
   if k or t then
-    local m = redis.call('HMGET', key('spend', (civil(now))), who .. '.spent', who .. '.reserved', 't.spent',
-      't.reserved')
-    if k and tonumber(m[1] or 0) + tonumber(m[2] or 0) >= tonumber(k) then
+    local M = share(key('spend', (civil(now))), 't.spent', 't.reserved', who .. '.spent', who .. '.reserved').f
+    if k and tonumber(M[who .. '.spent'] or 0) + tonumber(M[who .. '.reserved'] or 0) >= tonumber(k) then
       return 'key'
     end
-    if t and tonumber(m[3] or 0) + tonumber(m[4] or 0) >= tonumber(t) then
+    if t and tonumber(M['t.spent'] or 0) + tonumber(M['t.reserved'] or 0) >= tonumber(t) then
       return 'tenant'
     end
   end

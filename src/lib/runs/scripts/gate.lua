@@ -10,6 +10,9 @@
 --   rl:<who>:<window> string  a ring of `limit` timestamps (8 bytes each) behind a header of four
 --             numbers: accepted so far, first of them inside the window, its time, when the key expires
 
+-- Entries of a ring that are read at once.
+local CHUNK = 16
+
 -- One sliding window. Returns whether it accepts, how many more it would, and the milliseconds until
 -- one place is free; `write` (a closure) puts the new timestamp in.
 local function window(name, limit, span)
@@ -26,21 +29,28 @@ local function window(name, limit, span)
     tail = count - limit -- the limit was lowered
     tail_at = 0
   end
-  if tail < count and tail_at <= from then
-    local newest = redis.call('GETRANGE', full, ring(count - 1), ring(count - 1) + 7)
-    if #newest == 8 and struct.unpack('>d', newest) <= from then
-      tail = count -- all of them have left
-    end
-  end
+  local chunk, start = '', tail
   while tail < count and tail_at <= from do
     -- Entries leave the window in order; each is passed over once.
     if tail_at > 0 then
       tail = tail + 1
     end
+    if tail < count and (tail - start) * 8 >= #chunk then
+      if #chunk > 0 then
+        local newest = redis.call('GETRANGE', full, ring(count - 1), ring(count - 1) + 7)
+        if #newest == 8 and struct.unpack('>d', newest) <= from then
+          tail = count -- all of them have left
+          break
+        end
+      end
+      start = tail
+      local entries = math.min(CHUNK, count - tail, limit - tail % limit) -- a ring: not beyond its end
+      chunk = redis.call('GETRANGE', full, ring(tail), ring(tail) + entries * 8 - 1)
+    end
     if tail < count then
-      local bytes = redis.call('GETRANGE', full, ring(tail), ring(tail) + 7)
+      local at = (tail - start) * 8
       -- A slot that was never written (the limit was raised, and the ring is read anew) is long past.
-      tail_at = #bytes == 8 and math.max(struct.unpack('>d', bytes), 1) or 1
+      tail_at = #chunk >= at + 8 and math.max(struct.unpack('>d', chunk, at + 1), 1) or 1
     end
   end
   local free = limit - (count - tail)
@@ -94,19 +104,19 @@ end
 local function gate()
   local g = A.gate
   local name = key('key', g.key_id)
-  local k = redis.call('HMGET', name, 'hash', 'status', 'role', 'expires', 'old_hash', 'old_until', 'limits',
-    'used', 'tools', 'models', 'nets')
-  local valid = k[1] and k[2] == 'active'
-    and (k[1] == g.secret_hash or (k[5] == g.secret_hash and tonumber(k[6] or 0) > now))
-    and (not k[4] or k[4] == '' or tonumber(k[4]) > now)
+  local k = share(name, 'hash', 'status', 'role', 'expires', 'old_hash', 'old_until', 'limits', 'used', 'tools',
+    'models', 'nets', 'budget').f
+  local valid = k.hash and k.status == 'active'
+    and (k.hash == g.secret_hash or (k.old_hash == g.secret_hash and tonumber(k.old_until or 0) > now))
+    and (not k.expires or k.expires == '' or tonumber(k.expires) > now)
   if not valid then
     return { 'refused', 'unauthenticated', 'api_key', {} }
   end
-  local found = { role = k[3], tools = g.tools_allowed, rows = {} }
+  local found = { role = k.role, tools = g.tools_allowed, rows = {} }
   local function forbidden(rule)
-    return { 'refused', 'forbidden', rule, {}, k[3] }
+    return { 'refused', 'forbidden', rule, {}, k.role }
   end
-  local nets = allowed(k[11])
+  local nets = allowed(k.nets)
   if nets then
     local inside = false
     for _, net in ipairs(nets) do
@@ -116,14 +126,14 @@ local function gate()
       return forbidden('ips_allowed')
     end
   end
-  if not contains(g.roles, k[3]) then
+  if not contains(g.roles, k.role) then
     return forbidden('role')
   end
-  local models = g.model and allowed(k[10])
+  local models = g.model and allowed(k.models)
   if models and not contains(models, g.model) then
     return forbidden('models_allowed')
   end
-  local tools = allowed(k[9])
+  local tools = allowed(k.tools)
   if tools then
     for _, tool in ipairs(g.tools or {}) do
       if not contains(tools, tool) then
@@ -145,11 +155,11 @@ local function gate()
     return nil, found
   end
   local rules = {}
-  local key_rules = allowed(k[7])
+  local key_rules = allowed(k.limits)
   local tenant_rules
-  local custom = redis.call('HMGET', B .. ':tenant', 'per_key', 'per_tenant')
-  key_rules = key_rules or (custom[1] and cjson.decode(custom[1])) or g.key_rules
-  tenant_rules = (custom[2] and cjson.decode(custom[2])) or g.tenant_rules
+  local custom = tenant()
+  key_rules = key_rules or (custom.per_key and cjson.decode(custom.per_key)) or g.key_rules
+  tenant_rules = (custom.per_tenant and cjson.decode(custom.per_tenant)) or g.tenant_rules
   for _, rule in ipairs(key_rules) do
     rules[#rules + 1] = { 'key', key('rl', 'key.' .. g.key_id), rule.limit, rule.window_ms }
   end
@@ -169,12 +179,12 @@ local function gate()
     for i in ipairs(rules) do
       found.rows[i][4] = free[i] -- nothing was taken
     end
-    return { 'refused', 'rate_limited', refused.rule, found.rows, k[3] }
+    return { 'refused', 'rate_limited', refused.rule, found.rows, k.role }
   end
   for _, write in ipairs(writes) do
     write()
   end
-  if tonumber(k[8] or 0) < now - 60000 then
+  if tonumber(k.used or 0) < now - 60000 then
     redis.call('HSET', name, 'used', int(now))
   end
   return nil, found

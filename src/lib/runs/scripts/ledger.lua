@@ -36,35 +36,51 @@ local function key(kind, id)
   return B .. ':' .. kind .. ':' .. id
 end
 
--- The fields that decide; journal and outbox, which may be large, are left out.
+-- The fields that decide and count; journal and outbox, which may be large, are left out.
 local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
   'outbox_since', 'wake', 'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked',
-  'traceparent', 'open', 'key_slot',
+  'traceparent', 'open', 'key_slot', 'key_id', 'budget', 'cost_micro_usd', 'reserved_micro_usd', 'warned',
+  'input_tokens', 'output_tokens',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
 local close_calls
 
--- `more` names one further field.
-local function load_run(id, more)
-  local values
-  if more then
-    values = redis.call('HMGET', key('run', id), more, unpack(CONTROL))
-  else
-    values = redis.call('HMGET', key('run', id), 'status', unpack(CONTROL))
+-- Reads the fields of a hash that were not read yet. `H.f` has what is there, `H.known` what was asked.
+local function read(H, names)
+  local missing = {}
+  for _, name in ipairs(names) do
+    if not H.known[name] then
+      missing[#missing + 1] = name
+    end
   end
-  if not values[2] then
+  if #missing == 0 then
+    return
+  end
+  for i, value in ipairs(redis.call('HMGET', H.name, unpack(missing))) do
+    H.known[missing[i]] = true
+    H.f[missing[i]] = value or nil
+  end
+end
+
+-- A run as it is made or loaded: `dirty` fields are to be written, `gone` ones to be removed.
+local function new_run(id)
+  return { id = id, name = key('run', id), f = {}, known = {}, dirty = {}, gone = {} }
+end
+
+-- `more` names further fields.
+local function load_run(id, more)
+  local R = new_run(id)
+  local names = { unpack(CONTROL) }
+  for _, name in ipairs(more or {}) do
+    names[#names + 1] = name
+  end
+  read(R, names)
+  if not R.f.status then
     return nil
   end
-  local f = {}
-  for i, name in ipairs(CONTROL) do
-    f[name] = values[i + 1] or nil
-  end
-  if more then
-    f[more] = values[1] or nil
-  end
-  return { id = id, f = f, dirty = {}, gone = {} }
+  return R
 end
 
 local function load_whole_run(id)
@@ -72,11 +88,12 @@ local function load_whole_run(id)
   if #flat == 0 then
     return nil
   end
-  local f = {}
+  local R = new_run(id)
   for i = 1, #flat, 2 do
-    f[flat[i]] = flat[i + 1]
+    R.f[flat[i]] = flat[i + 1]
   end
-  return { id = id, f = f, dirty = {}, gone = {} }
+  setmetatable(R.known, { __index = function() return true end }) -- all of it was read
+  return R
 end
 
 local function num(R, name)
@@ -88,6 +105,7 @@ local function set(R, name, value)
     value = int(value)
   end
   R.f[name] = value
+  R.known[name] = true
   R.dirty[name] = value
   R.gone[name] = nil
 end
@@ -95,9 +113,53 @@ end
 local function unset(R, name)
   if R.f[name] then
     R.f[name] = nil
+    R.known[name] = true
     R.dirty[name] = nil
     R.gone[name] = true
   end
+end
+
+-- Hashes that the parts of a transition read and write together: each is read once and written once,
+-- with the run that the transition is about.
+local shared = {}
+
+local function share(name, ...)
+  local H = shared[name]
+  if not H then
+    H = { name = name, f = {}, known = {}, dirty = {} }
+    shared[name] = H
+  end
+  read(H, { ... })
+  return H
+end
+
+local function put_shared(H, name, value)
+  H.f[name] = value
+  H.dirty[name] = type(value) == 'number' and int(value) or value
+end
+
+local function write_shared()
+  for _, H in pairs(shared) do
+    local fields = {}
+    for name, value in pairs(H.dirty) do
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+    if #fields > 0 then
+      redis.call('HSET', H.name, unpack(fields))
+      H.dirty = {}
+    end
+  end
+end
+
+-- The session; without `gen` it was erased, and nothing may be written to it.
+local function session_of(id)
+  return share(key('ses', id), 'key', 'gen', 'seq', 'live', 'ttl_ms', 'budget', 'cost_micro_usd', 'reserved_micro_usd',
+    'warned', 'input_tokens', 'output_tokens')
+end
+
+local function tenant()
+  return share(B .. ':tenant', 'budget', 'max_live_runs', 'max_live_runs_per_key', 'per_key', 'per_tenant').f
 end
 
 local function is_terminal(R)
@@ -132,11 +194,13 @@ local function emit(R, events)
     return
   end
   local session = R.f.session
-  local generation = redis.call('HGET', key('ses', session), 'gen')
+  local S = session_of(session)
+  local generation = S.f.gen
   if not generation then
     return -- the session was erased, and its history with it
   end
-  local seq = redis.call('HINCRBY', key('ses', session), 'seq', count) - count
+  local seq = tonumber(S.f.seq)
+  put_shared(S, 'seq', seq + count)
   local first = generation .. '-' .. int(seq + 1)
   local told, kept = {}, {}
   for i, event in ipairs(events) do
@@ -177,7 +241,7 @@ end
 
 -- Adds a run to the ledger: the run itself, its place in the session's order, and the lists.
 local function add_run(a, created)
-  local R = { id = a.run, f = {}, dirty = {}, gone = {} }
+  local R = new_run(a.run)
   set(R, 'status', 'queued')
   set(R, 'session', a.session)
   set(R, 'stage', a.stage)
@@ -195,7 +259,9 @@ local function add_run(a, created)
   if not a.parallel then
     redis.call('RPUSH', key('ord', a.session), R.id)
   end
-  if redis.call('HINCRBY', key('ses', a.session), 'live', 1) == 1 then
+  local S = session_of(a.session)
+  put_shared(S, 'live', tonumber(S.f.live or 0) + 1)
+  if S.f.live == 1 then
     keep_session(a.session)
   end
   return R
@@ -214,16 +280,15 @@ end
 
 -- Puts the command of the run's stage into its outbox: the first one, or again after a wait.
 local function command(R)
-  local name = key('run', R.id)
-  local spec = R.f.spec or redis.call('HGET', name, 'spec')
+  read(R, { 'spec', R.f.stage == 'execute' and 'plan' or nil })
+  local spec = R.f.spec
   local value = '{"v":1,"kind":"' .. R.f.stage .. '","wake":' .. (R.f.wake or '0') .. ',"spec":' .. spec
   if R.f.turn then
     value = value .. ',"turn":' .. R.f.turn
   end
   if R.f.stage == 'execute' then
-    local plan = R.f.plan or redis.call('HGET', name, 'plan')
-    if plan then
-      value = value .. ',"plan":"' .. plan .. '"'
+    if R.f.plan then
+      value = value .. ',"plan":"' .. R.f.plan .. '"'
     end
   end
   put(R, R.f.stage .. '.commands', R.id, R.id .. '/' .. R.f.stage .. '/' .. (R.f.wake or '0'),
@@ -239,7 +304,8 @@ end
 
 -- Writes what changed, and sets the run's one timer to the earliest time at which anything is due.
 local function save(R)
-  local name = key('run', R.id)
+  write_shared()
+  local name = R.name
   local fields = {}
   for field in pairs(R.gone) do
     fields[#fields + 1] = field
@@ -285,7 +351,7 @@ local function acknowledge(R, numbers)
   for i, n in ipairs(numbers) do
     fields[i] = 'o:' .. int(n)
   end
-  local removed = redis.call('HDEL', key('run', R.id), unpack(fields))
+  local removed = redis.call('HDEL', R.name, unpack(fields))
   set(R, 'outbox_len', math.max(0, num(R, 'outbox_len') - removed))
   if num(R, 'outbox_len') == 0 then
     unset(R, 'outbox_due')
@@ -296,12 +362,12 @@ local function acknowledge(R, numbers)
 end
 
 local function max_live()
-  return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs') or C.max_live_runs)
+  return tonumber(tenant().max_live_runs or C.max_live_runs)
 end
 
 -- The runs of one key that may be live at once; nil when its tenant does not say.
 local function max_live_of_key()
-  return tonumber(redis.call('HGET', B .. ':tenant', 'max_live_runs_per_key') or nil)
+  return tonumber(tenant().max_live_runs_per_key or nil)
 end
 
 -- Gives a run one of its key's slots, where there are such; false when it has to wait for one.
@@ -370,6 +436,7 @@ end
 -- `data` is the event's JSON text, `event_state` what a rebuild needs beside it, `before` the events
 -- that the same transition tells first.
 local function end_run(R, status, data, event_state, before)
+  local waits = R.f.parked == 'tenant'
   set(R, 'status', status)
   set(R, 'ended', now)
   set(R, 'end', data)
@@ -384,24 +451,26 @@ local function end_run(R, status, data, event_state, before)
   events[#events + 1] = { type = 'run.' .. status, data = data, state = event_state }
   emit(R, events)
   redis.call('SREM', B .. ':live', R.id)
-  redis.call('ZREM', B .. ':wait', R.id)
+  if waits then
+    redis.call('ZREM', B .. ':wait', R.id)
+  end
   local of_key = R.f.key_slot
   if of_key then
     redis.call('SREM', key('live', of_key), R.id)
     redis.call('ZREM', key('wait', of_key), R.id)
   end
-  redis.call('LREM', key('ord', session), 1, R.id)
+  if not R.f.parallel then
+    redis.call('LREM', key('ord', session), 1, R.id)
+  end
+  local S = session_of(session)
+  if S.f.gen then
+    put_shared(S, 'live', tonumber(S.f.live or 0) - 1)
+  end
   save(R)
   -- Not before its commands are too old to recreate it: a replay of them must find that it has ended.
-  redis.call('PEXPIRE', key('run', R.id), int(math.max(C.run_retention_ms, num(R, 'deadline') - now + 1000)))
-  local live = redis.call('HINCRBY', key('ses', session), 'live', -1)
-  if live <= 0 then
-    local ttl = redis.call('HGET', key('ses', session), 'ttl_ms')
-    if ttl then
-      age_session(session, ttl)
-    else
-      redis.call('DEL', key('ses', session)) -- it was erased; HINCRBY made an empty one
-    end
+  redis.call('PEXPIRE', R.name, int(math.max(C.run_retention_ms, num(R, 'deadline') - now + 1000)))
+  if S.f.gen and S.f.live <= 0 then
+    age_session(session, S.f.ttl_ms)
   end
   start_next(session)
   if of_key then

@@ -18,7 +18,7 @@ end
 redis.call('HSET', name, 'live', #A.runs)
 redis.call('ZADD', B .. ':sessions', 0, A.session)
 for _, run in ipairs(A.runs) do
-  local R = { id = run.id, f = {}, dirty = {}, gone = {} }
+  local R = new_run(run.id)
   for field, value in pairs(run.fields) do
     set(R, field, value)
   end

@@ -11,7 +11,16 @@
 -- it left in the outbox is found by the sweeper.
 
 local mark = 'did:' .. A.owner
-local R = load_run(A.run, mark)
+local further = { mark }
+for _, list in ipairs({ A.settle, A.reserve }) do
+  for _, c in ipairs(list) do
+    further[#further + 1] = 'b:' .. c.call
+  end
+end
+if A.next and A.next.to == 'execute' or A.next and A.next.to == 'plan' then
+  further[#further + 1] = 'spec' -- for the command
+end
+local R = load_run(A.run, further)
 if not R then
   return { 'lost', '', pending, {} }
 end
@@ -19,7 +28,6 @@ local refused = {}
 -- The mark is the number of the last transition; below zero when it was discarded.
 if math.abs(num(R, mark)) >= A.number then
   for _, c in ipairs(A.reserve) do
-    need(R, 'b:' .. c.call)
     if not R.f['b:' .. c.call] then
       refused[#refused + 1] = c.call
       refused[#refused + 1] = '' -- which budget it was is not kept

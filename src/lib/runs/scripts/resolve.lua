@@ -10,7 +10,7 @@ if refusal then
   return refusal
 end
 local field = 's:' .. A.step
-local R = load_run(A.run, field)
+local R = load_run(A.run, { field })
 if not R or not R.f.stage then
   return { 'refused', 'not_found', 'run', found.rows, found.role }
 end
