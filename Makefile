@@ -33,10 +33,13 @@ fmt: ## Format the code
 lint: ## Check the format and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,clusters,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run infra/local/{stack,test,clusters,fuzz,deny,smoke,schemathesis,tools} infra/local/lib/*.sh perf/{run,slo}; \
 	else echo "shellcheck is not installed: the scripts were not checked"; fi
 
-fuzz: ## Run the property tests with many more cases (CASES=20000)
+fuzz: ## Fuzz masking, keys, URLs and commands for a short while (SECONDS_EACH=20 TARGETS=mask)
+	@infra/local/fuzz $(TARGETS)
+
+properties: ## Run the property tests with many more cases (CASES=20000)
 	@PROPTEST_CASES=$(or $(CASES),20000) infra/local/test --lib
 
 perf: ## Measure against the floors and write perf/RESULTS.md

@@ -42,6 +42,9 @@ const HOSTILE: &[&str] = &[
     "a-",
     "eyJa.",
 ];
+/// Of those, what a body of the largest size may be made of.
+const MEGABYTES: &[&str] = &["@", ".", "7", "-----BEGIN "];
+const MEGABYTE: usize = 1_000_000;
 const SHORT: usize = 64 << 10;
 const LONG: usize = 256 << 10;
 
@@ -90,6 +93,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
         .figure(secret / prose),
     );
     hostile(&masker, report);
+    megabytes(&masker, report);
     Ok(())
 }
 
@@ -120,6 +124,40 @@ fn hostile(masker: &Masker, report: &mut Report) {
             ),
         )
         .at_most(growth, 1.5),
+    );
+}
+
+/// A megabyte of each text, against a megabyte of prose.
+fn megabytes(masker: &Masker, report: &mut Report) {
+    let megabyte = |unit: &str| {
+        let mut text = unit.repeat(MEGABYTE / unit.len() + 1);
+        text.truncate(text.floor_char_boundary(MEGABYTE));
+        seconds(masker, &text)
+    };
+    let prose = megabyte(PROSE);
+    let times: Vec<(f64, &str)> = MEGABYTES
+        .iter()
+        .map(|unit| (megabyte(unit), *unit))
+        .collect();
+    let worst = times.iter().map(|(time, _)| *time).fold(0.0, f64::max);
+    let told: Vec<String> = times
+        .iter()
+        .map(|(time, unit)| format!("`{unit}` {:.1} ms", time * 1e3))
+        .collect();
+    report.row(
+        Row::context(
+            "masking 1 MB of one hostile unit: CPU in ms, worst of four",
+            told.join(", "),
+        )
+        .at_most(worst * 1e3, 50.0),
+    );
+    report.row(
+        Row::context(
+            "the same: time ÷ time of 1 MB of prose",
+            format!("{:.1} ms", worst * 1e3),
+        )
+        .floor(format!("{:.1} ms", prose * 1e3))
+        .figure(worst / prose),
     );
 }
 

@@ -32,7 +32,7 @@ const WARM_UP: usize = 100;
 const RUNS: usize = 200;
 /// Commands that may be on their way while the live runs come and go.
 const MOVING: i64 = 64;
-const TAKEN_UP_WITHIN: Duration = Duration::from_secs(180);
+const TAKEN_UP_WITHIN: Duration = Duration::from_mins(3);
 
 /// Measures it beside a backlog of `backlog` runs.
 pub async fn measure(stack: &Stack, backlog: usize, report: &mut Report) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agenthub::config::{Settings, Source};
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
 use agenthub::messages::{
-    CommandKind, KeyPolicy, KeyRecord, OnConflict, RunKind, RunSpec, SCHEMA_VERSION,
+    CommandKind, KeyPolicy, KeyRecord, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Told,
 };
 use agenthub::privacy::{DataKey, KeyRing};
 use agenthub::runs::{
@@ -45,8 +45,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 const MORE_CORES: f64 = 0.02;
 const LATE_S: f64 = 1.0;
 /// After this the rest is taken for lost.
-const LOST: Duration = Duration::from_secs(60);
-const SETTLED_WITHIN: Duration = Duration::from_secs(120);
+const LOST: Duration = Duration::from_mins(1);
+const SETTLED_WITHIN: Duration = Duration::from_mins(2);
 
 /// Measures it with `count` parked runs.
 pub async fn measure(stack: &Stack, count: usize, report: &mut Report) -> Result<()> {
@@ -270,6 +270,7 @@ impl Ledger {
             context: None,
             plan: None,
             tools_allowed: None,
+            models_allowed: None,
             model: None,
             max_steps: 8,
             max_cost_micro_usd: None,

@@ -467,3 +467,86 @@ async fn the_command_line_runs_agents() {
         assert!(told.contains(line), "{line} in {told}");
     }
 }
+
+/// Retries a run that did not succeed; the new one when it has ended.
+async fn retried(stack: &Stack, run: &str) -> Value {
+    let (status, accepted) = stack
+        .post(&format!("/v1/runs/{run}/retry"), &json!({}))
+        .await;
+    assert_eq!(status, reqwest::StatusCode::ACCEPTED, "{accepted}");
+    let new = accepted["run_id"].as_str().unwrap();
+    let ended = stack.ended(new).await;
+    history(&stack.events(new).await);
+    assert_eq!(ended["retry_of"], run, "{ended}");
+    stack.assert_settled(new).await;
+    ended
+}
+
+#[tokio::test]
+async fn a_retry_in_the_middle_of_calls_makes_those_that_are_missing() {
+    let stack = allowing().await;
+    let web = Web::start(|path, nth| match (path, nth) {
+        ("/hangs", 1) => Reply::Never,
+        ("/fails", _) => Reply::Status(404),
+        _ => Reply::Page("<title>A page</title>"),
+    })
+    .await;
+    let session = stack.session().await;
+    let goal = scripted(&json!([
+        calls(&[fetch(&web, "/first")]),
+        calls(&[fetch(&web, "/hangs"), fetch(&web, "/fails")]),
+        { "content": "the third" },
+    ]));
+    let run = stack.submit_agent(&session, &goal, &json!({})).await;
+    web.until_hit("/hangs", 1).await;
+    eventually("the call beside it has failed", async || {
+        let (_, run) = stack.get(&format!("/v1/runs/{run}")).await;
+        steps(&run)
+            .contains(&"t2s2 failed".to_owned())
+            .then_some(())
+    })
+    .await;
+    assert!(stack.cancel(&run, "force").await.0.is_success());
+    assert_eq!(stack.ended(&run).await["status"], "cancelled");
+
+    let ended = retried(stack, &run).await;
+    // Two answers were taken over, and the model was asked for the third alone.
+    assert_eq!(ended["result"]["answer"], "the third", "{ended}");
+    assert_eq!(model_calls(&ended), 3, "{ended}");
+    assert_eq!(
+        steps(&ended),
+        ["t1s1 succeeded", "t2s1 succeeded", "t2s2 failed"],
+        "{ended}"
+    );
+    for (path, hits) in [("/first", 1), ("/hangs", 2), ("/fails", 1)] {
+        assert_eq!(web.hits(path), hits, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_after_a_question_goes_on_from_its_answer_or_asks_it_alone() {
+    let stack = allowing().await;
+    let web = Web::start(|_, _| Reply::Page("<title>A page</title>")).await;
+    let session = stack.session().await;
+    // A graceful cancel records the answer that is under way; a forced one drops it.
+    for (mode, pace, answer) in [("graceful", 100, None), ("force", 500, Some("the third"))] {
+        let text = "An answer that takes its time. ".repeat(32);
+        let path = format!("/{mode}");
+        let goal = scripted(&json!([
+            calls(&[fetch(&web, &path)]),
+            { "content": text, "chunk_ms": pace },
+            { "content": "the third" },
+        ]));
+        let run = stack.submit_agent(&session, &goal, &json!({})).await;
+        let mut follow = stack.follow(&format!("run_id={run}"), None).await;
+        follow.until("llm.delta").await;
+        assert!(stack.cancel(&run, mode).await.0.is_success());
+        assert_eq!(stack.ended(&run).await["status"], "cancelled");
+        let ended = retried(stack, &run).await;
+        let expected = answer.unwrap_or(text.trim());
+        assert_eq!(ended["result"]["answer"], expected, "{mode}: {ended}");
+        assert_eq!(model_calls(&ended), 2, "{mode}: {ended}");
+        assert_eq!(steps(&ended), ["t1s1 succeeded"], "{ended}");
+        assert_eq!(web.hits(&path), 1, "{mode}");
+    }
+}

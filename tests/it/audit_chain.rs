@@ -8,6 +8,8 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::Duration;
 
 use agenthub::config::{Source, StorageSettings};
+use agenthub::kafka::Producer;
+use agenthub::messages::{Outgoing, Signer, Topic};
 use agenthub::rollup::Head;
 use agenthub::tools::retrieval::storage::Storage;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode};
@@ -16,8 +18,8 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::rollup::{Fixture, GROUP, limits};
-use crate::support::eventually;
 use crate::support::stack::{Stack, shared};
+use crate::support::{SIGNING, eventually};
 
 const HOUR: &str = "2026-02-03T04:00:00Z";
 
@@ -301,6 +303,72 @@ async fn what_cannot_be_checked_is_told_apart() {
     )
     .await;
     assert_eq!(told, std::fs::read_to_string(public).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_roll_up_removes_what_is_old_enough_and_the_chain_still_verifies() {
+    let signer = agenthub::rollup::AuditSigner::generate(None).unwrap();
+    let (private, public) = (signer.private_text(), signer.public_text());
+    let mut stack = Stack::bare(&[
+        ("AGENTHUB_ROLLUP_MAX_AGE_MS", "50"),
+        ("AGENTHUB_AUDIT_RETENTION_DAYS", "2"),
+        ("AGENTHUB_AUDIT_TENANT_RETENTION_DAYS", "keeps=0,short=1"),
+        ("AGENTHUB_AUDIT_RETENTION_INTERVAL_MS", "100"),
+        ("AGENTHUB_AUDIT_SIGNING_KEY", private.expose_secret()),
+        ("AGENTHUB_AUDIT_PUBLIC_KEYS", &public),
+    ])
+    .await;
+    let producer = Producer::new(&stack.kafka(), Signer::parse(SIGNING).unwrap(), "test").unwrap();
+    let hours = |hours: u64| agenthub::runtime::clock::now_ms() - hours * 3_600_000;
+    let records = [
+        ("acme", hours(80)),
+        ("acme", hours(30)),
+        ("short", hours(30)),
+        ("keeps", hours(80)),
+    ];
+    for (tenant, ts) in records {
+        let value = json!({ "v": 1, "id": format!("{tenant}-{ts}"), "ts": ts, "action": "request",
+            "tenant": tenant, "decision": "allowed" });
+        let record = Outgoing {
+            topic: Topic::AuditLogs,
+            key: tenant.to_owned(),
+            ce_id: format!("{tenant}-{ts}"),
+            ce_type: "agenthub.audit".to_owned(),
+            tenant: tenant.parse().unwrap(),
+            run_id: None,
+            not_after_ms: None,
+            traceparent: None,
+            value: value.to_string().into(),
+        };
+        eventually("the record is produced", async || {
+            producer.publish(&record).await.ok()
+        })
+        .await;
+    }
+    stack.spawn_all(&["audit-rollup"]).await;
+    // Before its first manifest there is nothing to verify.
+    let written = "agenthub_rollup_records_total";
+    eventually("all are in files", async || {
+        (stack.metric("audit-rollup", written).await > 3.5).then_some(())
+    })
+    .await;
+    let verified = eventually("two files have expired", async || {
+        let text = stack.command(&["audit", "verify"]).await;
+        text.contains(" 2 files expired").then_some(text)
+    });
+    let verified = verified.await;
+    assert!(verified.starts_with("verified: "), "{verified}");
+    for (tenant, left) in [("acme", 1), ("short", 0), ("keeps", 1)] {
+        let query = [
+            "audit", "query", "--tenant", tenant, "--from", "100h", "--json",
+        ];
+        let found = stack.command(&query).await;
+        assert_eq!(
+            found.matches("\"decision\"").count(),
+            left,
+            "{tenant}: {found}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,11 +10,12 @@ use agenthub::privacy::{KeyCache, KeyRing};
 use agenthub::runtime::Supervisor;
 use agenthub::store::Redis;
 use agenthub::worker::{Breakers, Guarded, Permit};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::sse::{Frame, kinds};
-use crate::support::stack::Stack;
+use crate::support::stack::{Stack, body};
 use crate::support::web::{Reply, Web};
 use crate::support::{MASTER, eventually, namespace, settings};
 
@@ -299,6 +300,43 @@ async fn another_endpoint_answers_when_the_first_does_not() {
     assert_eq!(broken.hits("/v1/chat/completions"), 2);
     let gauge = "agenthub_breaker_state{tool=\"llm/primary\"}";
     assert!((stack.metric("planner", gauge).await - 2.0).abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn a_fall_back_keeps_to_the_models_of_the_key() {
+    let mut stack = Stack::bare(&[("AGENTHUB_MAX_ATTEMPTS", "2")]).await;
+    stack.spawn_simulator(&[]).await;
+    let simulator = format!("http://{}/v1", stack.processes["llm-sim"].addr);
+    let broken = Web::start(|_, _| Reply::Status(503)).await;
+    let other = Web::start(|_, _| Reply::Status(503)).await;
+    stack.set("OPENAI_BASE_URL", &broken.url("/v1"));
+    let list = format!("gpt-4o@{},gpt-4.1@{simulator}", other.url("/v1"));
+    stack.set("AGENTHUB_LLM_FALLBACK", &list);
+    stack.set("AGENTHUB_LLM_FALLBACK_KEYS", ",simulated");
+    stack.spawn_all(&["api", "planner", "executor"]).await;
+    let session = stack.session().await;
+    let ended = async |models: &[&str]| {
+        let new = json!({ "name": "narrow", "role": "client", "models_allowed": models });
+        let request = stack.http.post(stack.url("/v1/admin/api-keys"));
+        let request = request.bearer_auth(&stack.admin_key).json(&new);
+        let (_, key) = body(request.send().await.unwrap()).await;
+        let goal =
+            json!({ "session_id": session, "goal": "Get ROAS for advertiser 123 over 7 days" });
+        let request = stack.http.post(stack.url("/v1/runs")).json(&goal);
+        let request = request.bearer_auth(key["api_key"].as_str().unwrap());
+        let (status, run) = body(request.send().await.unwrap()).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{run}");
+        stack.ended(run["run_id"].as_str().unwrap()).await
+    };
+    // Its own model fails, and the key allows nothing else that could answer.
+    let run = ended(&["gpt-4o-mini"]).await;
+    assert_eq!(run["status"], "failed", "{run}");
+    // The first of the list is passed over.
+    let run = ended(&["gpt-4o-mini", "gpt-4.1"]).await;
+    assert_eq!(run["status"], "succeeded", "{run}");
+    assert_eq!(run["model_calls"][0]["model"], "gpt-4.1", "{run}");
+    assert_eq!(broken.hits("/v1/chat/completions"), 3);
+    assert_eq!(other.hits("/v1/chat/completions"), 0);
 }
 
 /// The breakers of several workers over one Redis.

@@ -40,6 +40,7 @@ const MAY_BE_EMPTY: &[(&str, &str)] = &[
         "agenthub_stream_resyncs_total",
         "counts breaks of the subscription",
     ),
+    ("agenthub_spans_", "traces go nowhere by default"),
     ("agenthub_task_restarts_total", "counts panics"),
     ("agenthub_task_panics_total", "counts panics"),
     ("agenthub_consumer_panics_total", "counts panics"),

@@ -75,6 +75,7 @@ impl<'a> Insider<'a> {
             context: None,
             plan: None,
             tools_allowed: None,
+            models_allowed: None,
             model: None,
             max_steps: 32,
             max_cost_micro_usd: None,

@@ -48,4 +48,6 @@ mod storm;
 mod streams;
 mod support;
 mod tenants;
+mod traces;
+mod upgrade;
 mod why;

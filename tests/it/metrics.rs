@@ -41,6 +41,11 @@ const SHOWN_ON_A_FAULT: &[(&str, &str)] = &[
         "agenthub_stream_resyncs_total",
         "Redis' subscription breaks",
     ),
+    ("agenthub_spans_exported_total", "traces go somewhere"),
+    (
+        "agenthub_spans_dropped_total",
+        "an OTLP endpoint does not take them",
+    ),
     ("agenthub_task_restarts_total", "a task panics"),
     ("agenthub_task_panics_total", "a piece of work panics"),
     ("agenthub_consumer_panics_total", "a handler panics"),

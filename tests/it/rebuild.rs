@@ -651,3 +651,144 @@ async fn expired_sessions_stay_away() {
     let (status, _) = stack.get(&format!("/v1/sessions/{long}")).await;
     assert_eq!(status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn agents_go_on_from_what_was_said_and_done() {
+    let mut stack = Stack::bare(&[
+        ("AGENTHUB_FETCH_ALLOW", "127.0.0.2"),
+        ("AGENTHUB_LEASE_MS", "2000"),
+    ])
+    .await;
+    stack.spawn_simulator(&[]).await;
+    stack.spawn_all(&["api", "planner", "executor"]).await;
+    let web = Web::start(|path, nth| match (path, nth) {
+        ("/hangs", 1) => Reply::Never,
+        _ => Reply::Page("<title>Page</title>"),
+    })
+    .await;
+    let call = |path: &str| json!({ "name": "http_fetch", "arguments": { "url": web.url(path) } });
+    let agent = async |sequence: Value| {
+        let script = json!({ "sequence": sequence, "content": "asked too often" });
+        let goal = scripted("Do it", script);
+        let session = stack.session().await;
+        stack.submit_agent(&session, &goal, &json!({})).await
+    };
+    // One in the middle of its second turn's calls, one while it asks, and one that was cancelled.
+    let calling = agent(json!([
+        { "tool_calls": [call("/a1")] },
+        { "tool_calls": [call("/hangs"), call("/beside")] },
+        { "content": "the third" },
+    ]))
+    .await;
+    let asking = agent(json!([
+        { "tool_calls": [call("/b1")] },
+        { "latency_ms": 60_000 },
+        { "content": "the third" },
+    ]))
+    .await;
+    let cancelled = agent(json!([
+        { "tool_calls": [call("/c1")] },
+        { "latency_ms": 60_000 },
+        { "content": "the third" },
+    ]))
+    .await;
+    let step = async |run: &str, step: &str| {
+        eventually(&format!("{step} of {run} is done"), async || {
+            let (_, run) = stack.get(&format!("/v1/runs/{run}")).await;
+            let mut steps = run["steps"].as_array().unwrap().iter();
+            let done = steps.any(|s| s["id"] == step && s["status"] == "succeeded");
+            done.then_some(())
+        })
+        .await;
+    };
+    let asks_again = async |run: &str| {
+        step(run, "t1s1").await;
+        eventually(&format!("{run} asks again"), async || {
+            let (_, run) = stack.get(&format!("/v1/runs/{run}")).await;
+            (run["status"] == "planning").then_some(())
+        })
+        .await;
+    };
+    step(&calling, "t2s2").await;
+    asks_again(&asking).await;
+    asks_again(&cancelled).await;
+    assert!(stack.cancel(&cancelled, "force").await.0.is_success());
+    assert_eq!(stack.ended(&cancelled).await["status"], "cancelled");
+    until_flushed(&stack).await;
+    for process in ["planner", "executor"] {
+        stack.processes.get_mut(process).unwrap().kill();
+    }
+    until_flushed(&stack).await;
+
+    flush(&stack).await;
+    stack.command(&["replay", "rebuild", "--json"]).await;
+    until_open(&stack).await;
+    stack.spawn_all(&["planner", "executor"]).await;
+    let (status, accepted) = stack
+        .post(&format!("/v1/runs/{cancelled}/retry"), &json!({}))
+        .await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{accepted}");
+    let retried = accepted["run_id"].as_str().unwrap().to_owned();
+    for run in [&calling, &asking, &retried] {
+        let now = stack.ended(run).await;
+        assert_eq!(now["status"], "succeeded", "{now}");
+        // No question that was answered was asked again: the answers of the script are in order.
+        assert_eq!(now["result"]["answer"], "the third", "{now}");
+        stack.assert_settled(run).await;
+    }
+    for (path, hits) in [
+        ("/a1", 1),
+        ("/hangs", 2),
+        ("/beside", 1),
+        ("/b1", 1),
+        ("/c1", 1),
+    ] {
+        assert_eq!(web.hits(path), hits, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_of_a_step_is_restored() {
+    let mut stack = Stack::bare(&[("AGENTHUB_FETCH_ALLOW", "127.0.0.2")]).await;
+    stack.spawn_all(&["api", "executor"]).await;
+    let web = Web::start(|_, _| Reply::Status(404)).await;
+    let session = stack.session().await;
+    let plan = json!({ "steps": [
+        { "id": "pay", "tool": "http_fetch", "args": { "url": web.url("/pay") } },
+        { "id": "tell", "tool": "ads_metrics_mock", "depends_on": ["pay"],
+          "args": { "advertiser_id": "${steps.pay.output.id}", "metric": "roas" } },
+    ] });
+    let run = stack.execute(&session, &plan).await;
+    assert_eq!(stack.ended(&run).await["status"], "failed");
+    until_flushed(&stack).await;
+    // As a step with unsafe effects ends whose worker died in the call.
+    let name = stack.key(&format!("run:{run}"));
+    let mut redis = stack.redis().connection();
+    let entry: String = redis.hget(&name, "s:pay").await.unwrap();
+    let mut entry: Value = serde_json::from_str(&entry).unwrap();
+    entry["status"] = json!("outcome_unknown");
+    let _: () = redis.hset(&name, "s:pay", entry.to_string()).await.unwrap();
+    let resolve = json!({ "outcome": "succeeded", "output": { "id": "123" } });
+    let path = format!("/v1/runs/{run}/steps/pay/resolve");
+    let (status, told) = stack.post(&path, &resolve).await;
+    assert_eq!(status, StatusCode::OK, "{told}");
+    until_flushed(&stack).await;
+    let (_, before) = stack.get(&format!("/v1/runs/{run}")).await;
+
+    flush(&stack).await;
+    stack.command(&["replay", "rebuild", "--json"]).await;
+    until_open(&stack).await;
+    let (_, after) = stack.get(&format!("/v1/runs/{run}")).await;
+    assert_eq!(without_times(&after), without_times(&before));
+    assert_eq!(after["steps"][0]["output"]["id"], "123", "{after}");
+    // A retry builds on it.
+    let (_, accepted) = stack
+        .post(&format!("/v1/runs/{run}/retry"), &json!({}))
+        .await;
+    let ended = stack.ended(accepted["run_id"].as_str().unwrap()).await;
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_eq!(web.hits("/pay"), 1, "it was not paid twice");
+    // Its end stays the last of its events.
+    let events = stack.events(&run).await;
+    assert_eq!(kinds(&events).last(), Some(&"run.failed"));
+}

@@ -9,7 +9,7 @@ use agenthub::ids::RunId;
 use agenthub::messages::{CommandKind, Told};
 use agenthub::privacy::Sealed;
 use agenthub::runs::{
-    Admission, Cancel, CancelMode, Next, Outcome, Recorded, Renewal, RunStatus, Transition,
+    Admission, Cancel, CancelMode, Next, Recorded, Renewal, RunStatus, Transition,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -321,7 +321,6 @@ impl Pair {
                     "{:?}",
                     op
                 );
-                let _: Outcome = acquired.outcome;
             }
             Op::Record {
                 run,

@@ -14,10 +14,11 @@ use utoipa::ToSchema;
 
 use super::body::JsonBody;
 use super::caller::Caller;
+use super::governed;
 use super::params::{Params, PathId};
 use super::state::ApiState;
 use super::time::{month_end, rfc3339};
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::governance::Permission;
 use crate::ids::TenantId;
 use crate::runs::{Spending, Use, User};
@@ -188,7 +189,7 @@ pub(super) async fn set(
         return Err(ApiError::field("/limit_micro_usd", problem));
     }
     state.require_kafka()?;
-    let tenant = governed(&state, &caller, id).await?;
+    let tenant = governed::in_path(&state, &caller, Permission::Budgets, id).await?;
     let spending = state.parts.budgets.set(&tenant, limit_micro_usd).await?;
     Ok(Json(spending.into()))
 }
@@ -203,7 +204,7 @@ pub(super) async fn read(
     id: PathId<TenantId>,
     _: Params,
 ) -> Result<Json<BudgetBody>, ApiError> {
-    let tenant = governed(&state, &caller, id).await?;
+    let tenant = governed::in_path(&state, &caller, Permission::Budgets, id).await?;
     Ok(Json(state.parts.budgets.get(&tenant).await?.into()))
 }
 
@@ -229,7 +230,7 @@ pub(super) async fn usage(
     let by = params.parsed::<By>("by", "tenant, day, key, model or session")?;
     let by = by.unwrap_or(By::Day);
     let days = days(from, to)?;
-    let tenant = governed(&state, &caller, id).await?;
+    let tenant = governed::in_path(&state, &caller, Permission::Budgets, id).await?;
     let names: Vec<String> = days
         .iter()
         .map(|d| d.strftime("%Y%m%d").to_string())
@@ -296,20 +297,6 @@ fn sum(
         }
     }
     (total, sums)
-}
-
-/// Passes the gate; the tenant that the request is about. One that the caller does not govern is answered
-/// like one that does not exist.
-async fn governed(
-    state: &ApiState,
-    caller: &Caller,
-    id: PathId<TenantId>,
-) -> Result<TenantId, ApiError> {
-    caller.scope.notes().target = id.0.as_ref().map(|tenant| format!("tenant/{tenant}"));
-    caller.pass(state, Permission::Budgets).await?;
-    let own = caller.tenant();
-    id.0.filter(|tenant| tenant == own || own.is_system())
-        .ok_or_else(|| ApiError::new(ErrorCode::NotFound))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use axum::response::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::admin_keys::target;
 use super::caller::Caller;
+use super::governed::target;
 use super::params::{Params, PathId};
 use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::body::OptionalBody;
 use super::caller::Caller;
+use super::governed::target;
 use super::params::{Params, PathId};
 use super::request_headers::Submitting;
 use super::retry::{again, retryable};
@@ -297,12 +298,5 @@ async fn governed(
 ) -> Result<TenantId, ApiError> {
     let named = params.parsed::<TenantId>("tenant", "the name of a tenant")?;
     caller.pass(state, Permission::DeadLetters).await?;
-    let own = caller.tenant();
-    match named {
-        None => Ok(own.clone()),
-        Some(tenant) if tenant == *own || own.is_system() => Ok(tenant),
-        Some(_) => Err(ApiError::new(ErrorCode::Forbidden)
-            .detail("the key governs its own tenant alone")
-            .details(json!({ "rule": "tenant" }))),
-    }
+    target(caller.tenant(), named)
 }

@@ -5,12 +5,12 @@ use axum::http::header::LOCATION;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::body::{JsonBody, OptionalBody};
 use super::caller::Caller;
 use super::exit::Exit;
+use super::governed::target;
 use super::once::{Begun, Once};
 use super::params::{Params, PathId};
 use super::policy_body::LimitBody;
@@ -340,35 +340,4 @@ async fn governed(state: &ApiState, caller: &Caller, uri: &Uri) -> Result<Tenant
     let named = named_in(uri)?;
     caller.pass(state, Permission::Keys).await?;
     target(caller.tenant(), named)
-}
-
-/// An admin key governs its own tenant; one of the operator's tenant governs every tenant.
-pub(super) fn target(own: &TenantId, named: Option<TenantId>) -> Result<TenantId, ApiError> {
-    match named {
-        None => Ok(own.clone()),
-        Some(tenant) if tenant == *own || own.is_system() => Ok(tenant),
-        Some(_) => Err(ApiError::new(ErrorCode::Forbidden)
-            .detail("the key governs its own tenant alone")
-            .details(json!({ "rule": "tenant" }))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_operator_governs_other_tenants() {
-        let tenant = |name: &str| name.parse::<TenantId>().unwrap();
-        let target = |own, named: Option<&str>| target(&tenant(own), named.map(tenant));
-        assert_eq!(target("acme", None).unwrap(), tenant("acme"));
-        assert_eq!(target("acme", Some("acme")).unwrap(), tenant("acme"));
-        assert_eq!(target("system", Some("acme")).unwrap(), tenant("acme"));
-        let refused = target("acme", Some("other")).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Forbidden);
-        assert_eq!(
-            target("acme", Some("system")).unwrap_err().code,
-            ErrorCode::Forbidden
-        );
-    }
 }

@@ -7,11 +7,12 @@ use utoipa::ToSchema;
 
 use super::body::JsonBody;
 use super::caller::Caller;
+use super::governed;
 use super::params::{Params, PathId};
 use super::policy_body::LimitBody;
 use super::state::ApiState;
 use super::validate;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::governance::{Permission, check_rules};
 use crate::ids::TenantId;
 use crate::messages::TenantRecord;
@@ -82,7 +83,7 @@ pub(super) async fn set_limits(
     }
     state.require_kafka()?;
     let record = TenantRecord {
-        tenant: governed(&state, &caller, id).await?,
+        tenant: governed::in_path(&state, &caller, Permission::Tenants, id).await?,
         per_key,
         per_tenant,
         max_live_runs: limits.max_live_runs,
@@ -102,23 +103,7 @@ pub(super) async fn read_limits(
     id: PathId<TenantId>,
     _: Params,
 ) -> Result<Json<TenantLimits>, ApiError> {
-    let tenant = governed(&state, &caller, id).await?;
+    let tenant = governed::in_path(&state, &caller, Permission::Tenants, id).await?;
     let record = state.parts.tenants.limits(&tenant).await?;
     Ok(Json(record.into()))
-}
-
-/// Passes the gate; the tenant that the path names. Another tenant's admin is told what it would be
-/// told of one that does not exist.
-pub(super) async fn governed(
-    state: &ApiState,
-    caller: &Caller,
-    id: PathId<TenantId>,
-) -> Result<TenantId, ApiError> {
-    caller.scope.notes().target = id.0.as_ref().map(|tenant| format!("tenant/{tenant}"));
-    caller.pass(state, Permission::Tenants).await?;
-    let own = caller.tenant();
-    match id.0 {
-        Some(tenant) if tenant == *own || own.is_system() => Ok(tenant),
-        _ => Err(ApiError::new(ErrorCode::NotFound)),
-    }
 }

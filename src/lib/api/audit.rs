@@ -8,7 +8,7 @@ use super::state::ApiState;
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::Governance;
 use crate::ids::{RunId, SessionId};
-use crate::messages::{AuditDecision, AuditRecord, SCHEMA_VERSION};
+use crate::messages::{AuditDecision, AuditRecord, ResolvedStep, SCHEMA_VERSION};
 
 /// The status of a request whose client went away before it was answered.
 const CLIENT_CLOSED: u16 = 499;
@@ -89,12 +89,26 @@ pub(super) fn allowed(
     session: Option<&SessionId>,
     run: Option<&RunId>,
 ) -> Result<String, ApiError> {
+    allowed_with(state, caller, id, status, session, run, None)
+}
+
+/// As [`allowed`], of a request that says what became of a step.
+pub(super) fn allowed_with(
+    state: &ApiState,
+    caller: &Caller,
+    id: &str,
+    status: Option<u16>,
+    session: Option<&SessionId>,
+    run: Option<&RunId>,
+    resolved: Option<ResolvedStep>,
+) -> Result<String, ApiError> {
     let record = AuditRecord {
         id: id.to_owned(),
         status,
         role: None,
         session_id: session.cloned(),
         run_id: run.cloned(),
+        resolved,
         ..record(&caller.scope, &state.parts.governance, 0)
     };
     serde_json::to_string(&record).map_err(|error| internal(&error))
@@ -134,6 +148,7 @@ fn record(scope: &Scope, governance: &Governance, status: u16) -> AuditRecord {
         duration_ms: scope.elapsed_ms(),
         decision: AuditDecision::Allowed,
         rule: None,
+        resolved: None,
     }
 }
 

@@ -26,6 +26,7 @@ mod edges;
 mod exit;
 mod finished;
 mod follow;
+mod governed;
 mod limits;
 mod malformed;
 mod observe;

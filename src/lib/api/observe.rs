@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use serde_json::json;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::audit::{self, Unanswered};
 use super::client_ip::ClientIp;
@@ -23,7 +23,7 @@ use super::{edges, limits, problem};
 use crate::config::Settings;
 use crate::error::{ApiError, ErrorCode};
 use crate::runtime::clock;
-use crate::telemetry::TraceContext;
+use crate::telemetry::{self, TraceContext};
 
 /// The rule that limits requests without a valid key.
 const UNAUTHENTICATED: &str = "unauthenticated_address";
@@ -34,18 +34,29 @@ pub(super) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let given = given_trace(request.headers());
     let facts = facts(&request, state.settings());
     if let Some(client_ip) = facts.client_ip {
         request.extensions_mut().insert(client_ip);
     }
-    let span = tracing::info_span!(
-        "request",
-        otel.kind = "server",
-        http.request.method = facts.method,
-        http.route = facts.route,
-        trace_id = facts.trace.trace_id(),
-    );
-    let trace = facts.trace.enter(&span);
+    let span = if is_probe(&facts.route) {
+        Span::none()
+    } else {
+        tracing::info_span!(
+            "request",
+            otel.name = %format!("{} {}", facts.method, facts.route),
+            otel.kind = "server",
+            http.request.method = facts.method,
+            http.route = facts.route,
+            trace_id = tracing::field::Empty,
+        )
+    };
+    let trace = match given {
+        Some(given) => given.enter(&span),
+        // The beginning of a trace has no parent.
+        None => TraceContext::of(&span).unwrap_or(facts.trace),
+    };
+    span.record("trace_id", trace.trace_id());
     let facts = Facts { trace, ..facts };
     let (permit, overloaded) = if is_probe(&facts.route) {
         (None, false)
@@ -80,6 +91,7 @@ pub(super) async fn observe(
     let response = handled.instrument(span.clone()).await;
     let _entered = span.enter();
     let response = finish(&state, response, &scope);
+    describe(&span, &response, &scope);
     drop(unanswered);
     response
 }
@@ -96,7 +108,7 @@ fn facts(request: &Request, settings: &Settings) -> Facts {
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
     Facts {
-        trace: trace(request.headers()),
+        trace: TraceContext::generate(),
         method: method_name(request.method()),
         route,
         query: request.uri().query().unwrap_or_default().to_owned(),
@@ -106,15 +118,43 @@ fn facts(request: &Request, settings: &Settings) -> Facts {
     }
 }
 
-/// The client's place in its trace, or the beginning of a new one when it names none that is valid.
-fn trace(headers: &HeaderMap) -> TraceContext {
+/// Tells the request's span what came of it.
+fn describe(span: &Span, response: &Response, scope: &Scope) {
+    let status = response.status();
+    telemetry::note(
+        span,
+        "http.response.status_code",
+        i64::from(status.as_u16()),
+    );
+    let notes = scope.notes();
+    for (name, value) in [
+        ("tenant", notes.tenant.as_ref().map(ToString::to_string)),
+        ("key_id", notes.key_id.as_ref().map(ToString::to_string)),
+        (
+            "session_id",
+            notes.session.as_ref().map(ToString::to_string),
+        ),
+        ("run_id", notes.run.as_ref().map(ToString::to_string)),
+        ("rule", notes.rule.clone()),
+    ] {
+        if let Some(value) = value {
+            telemetry::note(span, name, value);
+        }
+    }
+    if status.is_server_error() {
+        telemetry::failed(span, status.as_str());
+    }
+}
+
+/// The client's place in its trace; `None` when it names none that is valid.
+fn given_trace(headers: &HeaderMap) -> Option<TraceContext> {
     let mut given = headers.get_all("traceparent").iter();
     let parsed = given
         .next()
         .and_then(|value| value.to_str().ok()?.parse().ok());
     match (parsed, given.next()) {
-        (Some(trace), None) => trace,
-        _ => TraceContext::generate(),
+        (Some(trace), None) => Some(trace),
+        _ => None,
     }
 }
 

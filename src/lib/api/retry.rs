@@ -22,9 +22,11 @@ use super::{audit, sessions, validate};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{self, Permission};
 use crate::ids::RunId;
-use crate::messages::{OnConflict, RunKind, RunSpec};
+use crate::messages::{CommandKind, OnConflict, ResolvedStep, RunKind, RunSpec};
 use crate::privacy::Sealed;
-use crate::runs::{Gate, Resolve, Resolved, RunStatus, RunView, StepEntry, StepStatus};
+use crate::runs::{
+    Gate, RESOLVED_FAILED, Resolve, Resolved, RunStatus, RunView, StepEntry, StepStatus,
+};
 use crate::runtime::clock;
 
 /// What a retry changes.
@@ -195,19 +197,28 @@ async fn settle(
         }
         Resolution::Failed => {
             entry.status = StepStatus::Failed;
-            entry.code = Some("resolved_failed".to_owned());
+            entry.code = Some(RESOLVED_FAILED.to_owned());
             "failed"
         }
     };
+    let resolved = ResolvedStep {
+        step_id: step.clone(),
+        succeeded: outcome == Resolution::Succeeded,
+        output: entry
+            .output
+            .clone()
+            .filter(|_| outcome == Resolution::Succeeded),
+    };
     let entry = serde_json::to_string(&entry).map_err(|error| internal(&error))?;
     let audit_id = format!("{run}/resolve/{}", Uuid::now_v7().simple());
-    let audit = audit::allowed(
+    let audit = audit::allowed_with(
         state,
         caller,
         &audit_id,
         Some(200),
         Some(&spec.session_id),
         Some(&run),
+        Some(resolved),
     )?;
     let resolve = Resolve {
         gate,
@@ -262,11 +273,6 @@ async fn read(
 /// Refuses a run of which a step has an unknown outcome: a new run could repeat its effect. Whether the
 /// run ended in a way that is retried is for the script to say.
 pub(super) fn retryable(view: &RunView) -> Result<(), ApiError> {
-    if view.spec().is_some_and(|spec| spec.kind == RunKind::Agent) {
-        // What its model said is a part of what it did, and is not taken over.
-        let detail = "an agent's run is not taken over; submit its goal again";
-        return Err(ApiError::new(ErrorCode::NotRetryable).detail(detail));
-    }
     let unsure = unsure_steps(view);
     if unsure.is_empty() {
         return Ok(());
@@ -290,7 +296,12 @@ pub(super) fn again(caller: &Caller, view: &RunView, old: RunSpec) -> (RunSpec, 
     let created_ms = clock::now_ms();
     let lasts_ms = old.deadline_ms.saturating_sub(old.created_ms);
     let plan = view.fields.sealed("plan");
-    let plan = plan.filter(|_| old.kind != RunKind::Plan);
+    let plan = plan.filter(|_| match old.kind {
+        RunKind::Plan => false,
+        // The calls of one turn: they are gone on with when they were under way.
+        RunKind::Agent => view.fields.text("stage") == Some(CommandKind::Execute.as_str()),
+        RunKind::Execute | RunKind::PlanExecute => true,
+    });
     let spec = RunSpec {
         run_id: RunId::generate(),
         key_id: caller.key.key_id.clone(),

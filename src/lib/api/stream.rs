@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use tracing::Span;
 
 use super::caller::Caller;
 use super::finished;
@@ -20,7 +21,8 @@ use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
 use crate::privacy::DataKey;
-use crate::runs::RunStatus;
+use crate::runs::{RunStatus, RunView};
+use crate::telemetry::{self, TraceContext};
 
 /// Follow a session or a run. The events are server-sent events: `event` is the kind, `id` the event's
 /// id, `data` its JSON. The stream of a run ends after the run's terminal event; a client that
@@ -67,7 +69,8 @@ async fn of_session(
         .await?;
     let (view, _) = caller.found(read)?;
     let key = data_key(&state, &caller, &session, view.fields.text("key"));
-    live(state, caller, (session, key), None, after).await
+    let told = Told::new(&caller, &session, None);
+    live(state, caller, (session, key), None, told, after).await
 }
 
 async fn of_run(
@@ -88,11 +91,15 @@ async fn of_run(
     if view.fields.status().is_some_and(RunStatus::is_terminal) {
         let replay = finished::replay(&state, &caller, &session, &view, key, after);
         return match replay.await? {
-            Some(bytes) => Ok(respond(&caller, &session, Some(&run), bytes)),
+            Some(bytes) => {
+                let told = Told::new(&caller, &session, Some((&run, &view)));
+                Ok(respond(&caller, &session, Some(&run), told, bytes))
+            }
             None => Ok(StatusCode::NO_CONTENT.into_response()),
         };
     }
-    live(state, caller, (session, key), Some(run), after).await
+    let told = Told::new(&caller, &session, Some((&run, &view)));
+    live(state, caller, (session, key), Some(run), told, after).await
 }
 
 /// What the session's events are sealed with; none when the session is gone or its key does not unwrap.
@@ -110,11 +117,52 @@ fn data_key(
         .ok()
 }
 
+/// The span of a stream, from its first byte until it ends or its client has gone. It belongs to the
+/// trace of the run that it tells of and is linked to the request; a session's belongs to its request.
+struct Told {
+    span: Span,
+    frames: i64,
+}
+
+impl Told {
+    fn new(caller: &Caller, session: &SessionId, run: Option<(&RunId, &RunView)>) -> Self {
+        let span = tracing::info_span!(
+            target: telemetry::SPANS,
+            parent: None,
+            "stream",
+            otel.name = if run.is_some() { "stream run" } else { "stream session" },
+            otel.kind = "internal",
+            tenant = %caller.tenant(),
+            session_id = %session,
+            run_id = run.map(|(run, _)| tracing::field::display(run)),
+        );
+        let request = caller.scope.facts().trace;
+        let of_run = run.and_then(|(_, view)| view.fields.text("traceparent")?.parse().ok());
+        let of_run: Option<TraceContext> = of_run;
+        if of_run.is_some() {
+            request.link(&span);
+        }
+        of_run.unwrap_or(request).enter(&span);
+        Self { span, frames: 0 }
+    }
+
+    fn frame(&mut self) {
+        self.frames += 1;
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        telemetry::note(&self.span, "frames", self.frames);
+    }
+}
+
 async fn live(
     state: ApiState,
     caller: Caller,
     (session, key): (SessionId, Option<DataKey>),
     run: Option<RunId>,
+    told: Told,
     after: Option<EventId>,
 ) -> Result<Response, ApiError> {
     let events = state
@@ -133,6 +181,7 @@ async fn live(
         &caller,
         &session,
         run.as_ref(),
+        told,
         follow::bytes(follower),
     ))
 }
@@ -141,6 +190,7 @@ fn respond(
     caller: &Caller,
     session: &SessionId,
     run: Option<&RunId>,
+    mut told: Told,
     events: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response {
     {
@@ -149,7 +199,10 @@ fn respond(
         notes.run = run.cloned();
     }
     let opening = stream::once(async { sse::opening() });
-    let bytes = opening.chain(events).map(Ok::<_, std::convert::Infallible>);
+    let bytes = opening.chain(events).map(move |bytes| {
+        told.frame();
+        Ok::<_, std::convert::Infallible>(bytes)
+    });
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-store"),

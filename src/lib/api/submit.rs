@@ -249,6 +249,7 @@ fn specify(caller: &Caller, submission: Submission, session: SessionId, key: &Da
             .map(|context| key.seal(context.to_string().as_bytes())),
         plan: None, // it travels beside the specification, as a plan that was made does
         tools_allowed: submission.tools_allowed,
+        models_allowed: None,
         model: submission.model,
         max_steps: submission.max_steps,
         max_cost_micro_usd: submission.max_cost_micro_usd,
@@ -333,8 +334,11 @@ pub(super) async fn admit(
     };
     // What the key allows too is known to the script, which writes it into the specification.
     let tools_allowed = spec.tools_allowed.clone();
+    // An operator's redrive has no key of this tenant: it keeps to what the run before was held to.
+    let operator = asked.redrive.as_ref().is_some_and(|r| r.operator);
     let untold = RunSpec {
         tools_allowed: None,
+        models_allowed: spec.models_allowed.clone().filter(|_| operator),
         ..spec.clone()
     };
     let text = serde_json::to_string(&untold).map_err(|error| internal(&error))?;
@@ -355,7 +359,7 @@ pub(super) async fn admit(
     )?;
     let admit = Admit {
         gate: Gate {
-            model: plan.is_none().then(|| model.clone()),
+            model: (plan.is_none() || spec.kind == RunKind::Agent).then(|| model.clone()),
             tools,
             tools_allowed,
             ..asked.gate(state, caller, spec)

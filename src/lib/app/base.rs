@@ -63,13 +63,13 @@ impl Base {
             catalogue::declare(specs),
             "the tools were looked at too early"
         );
-        let telemetry = Telemetry::start(service, settings).map_err(|e| anyhow!(e))?;
+        let masker = Arc::new(Masker::new(&mask_patterns(settings)?)?);
+        let telemetry = Telemetry::start(service, settings, &masker).map_err(|e| anyhow!(e))?;
         let secret = |name: &'static str| move |e: String| anyhow!("{name}: {e}");
         let signer = Signer::parse(settings.signing_secrets.expose_secret())
             .map_err(secret("AGENTHUB_SIGNING_SECRETS"))?;
         let ring = KeyRing::parse(settings.master_keys.expose_secret())
             .map_err(secret("AGENTHUB_MASTER_KEYS"))?;
-        let masker = Arc::new(Masker::new(&mask_patterns(settings)?)?);
         let kafka = KafkaSettings::from(settings);
         let redis = Redis::connect(settings, redis_timeout)?;
         let producer = Producer::new(&kafka, signer.clone(), service)?;
@@ -174,7 +174,7 @@ impl Base {
         tracing::info!("stopped");
         let telemetry = self.telemetry;
         // Exporting blocks.
-        let _ = tokio::task::spawn_blocking(move || telemetry.flush()).await;
+        let _ = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH)).await;
     }
 }
 

@@ -12,7 +12,9 @@ use super::consumer::{self, Reading};
 use crate::config::{Settings, StorageSettings};
 use crate::kafka::{Consumer, ConsumerOptions};
 use crate::messages::Topic;
-use crate::rollup::{AuditSigner, Limits, PublicKeys, Rollup, Writer, WriterParts};
+use crate::rollup::{
+    AuditSigner, Keeper, Limits, PublicKeys, Retention, Rollup, Writer, WriterParts,
+};
 use crate::tools::retrieval::storage::Storage;
 
 pub(super) const SERVICE: &str = "agenthub-audit-rollup";
@@ -29,6 +31,17 @@ pub(super) async fn serve(settings: Arc<Settings>, reading: Reading) -> anyhow::
     let limits = Limits::from(settings.as_ref());
     let rollup = Rollup::new(base.signer.clone(), limits);
     let group = reading.group(GROUP);
+    let keeper = Keeper {
+        store: storage.store.clone(),
+        signer: signer.clone(),
+        accepted: accepted.clone(),
+        retention: Retention::new(&settings)
+            .map_err(|name| anyhow!("AGENTHUB_AUDIT_TENANT_RETENTION_DAYS: no tenant {name}"))?,
+        interval: settings.audit_retention_interval_ms.duration(),
+    };
+    let stop = base.shutdown.intake();
+    base.supervisor
+        .run("audit-retention", move || keeper.clone().run(stop.clone()));
     let parts = WriterParts {
         kafka: &base.kafka,
         group: &group,

@@ -21,7 +21,9 @@ pub use settings::{REFERENCE, Settings};
 pub(crate) use settings::{check_group_protocol, check_namespace};
 pub use source::{ConfigError, Source};
 pub use storage::StorageSettings;
-pub use value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
+pub use value::{
+    AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, Share, TenantDays, ToolTtl,
+};
 
 /// What is known of one setting: the source of the reference page and of `config check`.
 #[derive(Debug, Clone, Copy)]

@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::value::{AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, ToolTtl};
+use super::value::{
+    AuditFull, ByteCount, ForwardedHeader, Millis, Origin, Rule, Share, TenantDays, ToolTtl,
+};
 use super::{ConfigError, RedisSettings, Setting, Source};
 
 /// The default of a setting that has none.
@@ -274,6 +276,12 @@ settings! {
     audit_public_keys: String = "AGENTHUB_AUDIT_PUBLIC_KEYS", "";
     /// Milliseconds between two publications of the audit chains' heads on `audit.logs`.
     audit_head_interval_ms: Millis = "AGENTHUB_AUDIT_HEAD_INTERVAL_MS", "3600000";
+    /// Days after which the audit roll-up removes files of audit records; 0 keeps them all.
+    audit_retention_days: u32 = "AGENTHUB_AUDIT_RETENTION_DAYS", "0";
+    /// Likewise for single tenants, in place of that: `<tenant>=<days>`, comma-separated.
+    audit_tenant_retention: Vec<TenantDays> = "AGENTHUB_AUDIT_TENANT_RETENTION_DAYS", "";
+    /// Milliseconds between two looks at what is old enough.
+    audit_retention_interval_ms: Millis = "AGENTHUB_AUDIT_RETENTION_INTERVAL_MS", "3600000";
 
     /// What is logged: a level, or `tracing` directives such as `info,agenthub::kafka=debug`. Read again on SIGHUP, from the configuration file or `AGENTHUB_LOG_FILE`.
     log: String = "AGENTHUB_LOG", "info";
@@ -283,6 +291,14 @@ settings! {
     metrics_tenants: usize = "AGENTHUB_METRICS_TENANTS", "100";
     /// OTLP endpoint for traces (HTTP, protobuf); no export when empty.
     otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", "";
+    /// Milliseconds that one export of spans may take; then its spans are dropped.
+    otlp_timeout_ms: Millis = "OTEL_EXPORTER_OTLP_TIMEOUT", "5000";
+    /// Part of the traces begun here that are kept, from 0 to 1. Whoever sends a `traceparent` has decided for its own trace.
+    trace_ratio: Share = "OTEL_TRACES_SAMPLER_ARG", "1";
+    /// Ended spans that may wait for their export; further ones are dropped and counted.
+    trace_queue: usize = "OTEL_BSP_MAX_QUEUE_SIZE", "8192";
+    /// Milliseconds that spans are gathered before an export.
+    trace_delay_ms: Millis = "OTEL_BSP_SCHEDULE_DELAY", "1000";
 }
 
 impl Settings {
@@ -325,6 +341,9 @@ impl Settings {
         }
         if !(100..=86_400_000).contains(&self.breaker_window_ms.0) {
             return invalid("AGENTHUB_BREAKER_WINDOW_MS", "100 to 86400000");
+        }
+        if !(1..=1 << 20).contains(&self.trace_queue) {
+            return invalid("OTEL_BSP_MAX_QUEUE_SIZE", "1 to 1048576");
         }
         if self.lease_ms.0 < 1000 {
             return invalid("AGENTHUB_LEASE_MS", "at least 1000");

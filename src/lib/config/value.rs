@@ -63,6 +63,20 @@ impl Parse for AuditFull {
     }
 }
 
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share(pub f64);
+
+impl Parse for Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        let share = text.trim().parse().ok();
+        let share = share.filter(|share| (0.0..=1.0).contains(share));
+        share
+            .map(Self)
+            .ok_or_else(|| "a number from 0 to 1".to_owned())
+    }
+}
+
 /// How long a tool's results are kept, written `<tool>=<seconds>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolTtl {
@@ -70,6 +84,28 @@ pub struct ToolTtl {
     pub tool: String,
     /// Seconds; 0 keeps none.
     pub seconds: u64,
+}
+
+/// How many days a tenant's audit files are kept, written `<tenant>=<days>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantDays {
+    /// The tenant.
+    pub tenant: String,
+    /// Days; 0 keeps them all.
+    pub days: u32,
+}
+
+impl Parse for TenantDays {
+    fn parse(text: &str) -> Result<Self, String> {
+        let expected = || "<tenant>=<days> such as acme=400".to_owned();
+        let (tenant, days) = text.trim().split_once('=').ok_or_else(expected)?;
+        let days = days.trim().parse().map_err(|_| expected())?;
+        let tenant = tenant.trim().to_owned();
+        if tenant.is_empty() {
+            return Err(expected());
+        }
+        Ok(Self { tenant, days })
+    }
 }
 
 /// A type that a setting can have.

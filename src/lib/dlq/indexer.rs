@@ -11,7 +11,7 @@ use super::alerts::Alerts;
 use super::letter::{self, Author, Failure};
 use crate::ids::TenantId;
 use crate::kafka::{Ack, Handler, Incoming};
-use crate::messages::{DeadLetter, FailureClass, SCHEMA_VERSION, Signer};
+use crate::messages::{self, DeadLetter, FailureClass, Signer};
 use crate::privacy::mask::Masker;
 use crate::store::{IndexedLetter, Redis};
 
@@ -129,12 +129,7 @@ fn trusted(record: &Incoming, signer: &Signer) -> Result<DeadLetter, (FailureCla
     signer
         .verify(&record.full_topic, key, &record.headers, value)
         .map_err(|error| (FailureClass::Unsigned, error.to_string()))?;
-    let letter: DeadLetter =
-        serde_json::from_slice(value).map_err(|error| undecodable(error.to_string()))?;
-    if letter.v > SCHEMA_VERSION {
-        return Err(undecodable(format!("unknown schema version {}", letter.v)));
-    }
-    Ok(letter)
+    messages::read(value).map_err(|error| (error.class(), error.to_string()))
 }
 
 #[async_trait]

@@ -314,6 +314,7 @@ mod tests {
             duration_ms: 0,
             decision: AuditDecision::Refused,
             rule: None,
+            resolved: None,
         }
     }
 

@@ -1,13 +1,12 @@
 //! Tenants' budgets: on `agent.state` before they are in Redis, so that a lost Redis forgets no limit.
 
-use bytes::Bytes;
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use super::KeyError;
+use super::state_topic::publish;
 use crate::ids::TenantId;
 use crate::kafka::Producer;
-use crate::messages::{BudgetRecord, Outgoing, SCHEMA_VERSION, State, StateRecord, Topic};
+use crate::messages::{BudgetRecord, State};
 use crate::runs::{Runs, Spending};
 
 /// Manages budgets.
@@ -38,24 +37,8 @@ impl Budgets {
             tenant: tenant.clone(),
             limit_micro_usd,
         };
-        let value = StateRecord {
-            v: SCHEMA_VERSION,
-            state: State::Budget(record),
-        };
-        let key = value.state.record_key();
-        self.producer
-            .publish(&Outgoing {
-                topic: Topic::AgentState,
-                ce_id: format!("{key}/{}", Uuid::now_v7().simple()),
-                key,
-                ce_type: "agenthub.state.budget".to_owned(),
-                tenant: tenant.clone(),
-                run_id: None,
-                not_after_ms: None,
-                traceparent: None,
-                value: Bytes::from(serde_json::to_vec(&value)?),
-            })
-            .await?;
+        let state = State::Budget(record);
+        publish(&self.producer, tenant, "agenthub.state.budget", state).await?;
         let month = month();
         self.runs
             .set_budget(tenant, limit_micro_usd, &month)

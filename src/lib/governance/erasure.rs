@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::ids::{SessionId, TenantId};
 use crate::kafka::{Extent, KafkaSettings, ProduceError, Producer, ReadError, TopicReader};
 use crate::messages::{
-    Outgoing, SessionRecord, Signer, State, StateRecord, Topic, session_record_key,
+    Outgoing, SessionRecord, Signer, State, StateRecord, Topic, read, session_record_key,
 };
 use crate::privacy::KeyRing;
 use crate::runs::Runs;
@@ -210,7 +210,7 @@ impl Erasures {
             } else if let Ok(StateRecord {
                 state: State::Session(session),
                 ..
-            }) = serde_json::from_slice(value)
+            }) = read(value)
             {
                 sessions.insert(name.to_owned(), session);
             } else {

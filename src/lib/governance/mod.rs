@@ -12,6 +12,7 @@ mod idempotency;
 mod keys;
 mod policy;
 mod role;
+mod state_topic;
 mod tenants;
 
 pub use api_key::{IssuedKey, PresentedKey};

@@ -1,12 +1,10 @@
 //! A tenant's own limits: on `agent.state` before they are in Redis.
 
-use bytes::Bytes;
-
 use super::KeyError;
+use super::state_topic::publish;
 use crate::ids::TenantId;
 use crate::kafka::Producer;
-use crate::messages::{Outgoing, SCHEMA_VERSION, State, StateRecord, TenantRecord, Topic};
-use crate::runtime::clock;
+use crate::messages::{State, TenantRecord};
 use crate::store::Redis;
 
 /// Manages what is kept of tenants.
@@ -37,31 +35,17 @@ impl Tenants {
             return Err(KeyError::Unknown);
         }
         let lock = self.redis.lock(&record.tenant, "tenant").await?;
-        if let Err(error) = self.publish(record).await {
+        let state = State::Tenant(record.clone());
+        let published = publish(
+            &self.producer,
+            &record.tenant,
+            "agenthub.state.tenant",
+            state,
+        );
+        if let Err(error) = published.await {
             lock.release().await;
             return Err(error);
         }
         Ok(self.redis.put_tenant(record, lock).await?)
-    }
-
-    async fn publish(&self, record: &TenantRecord) -> Result<(), KeyError> {
-        let value = StateRecord {
-            v: SCHEMA_VERSION,
-            state: State::Tenant(record.clone()),
-        };
-        let key = value.state.record_key();
-        let outgoing = Outgoing {
-            topic: Topic::AgentState,
-            ce_id: format!("{key}/{}", clock::now_ms()),
-            key,
-            ce_type: "agenthub.state.tenant".to_owned(),
-            tenant: record.tenant.clone(),
-            run_id: None,
-            not_after_ms: None,
-            traceparent: None,
-            value: Bytes::from(serde_json::to_vec(&value)?),
-        };
-        self.producer.publish(&outgoing).await?;
-        Ok(())
     }
 }

@@ -11,10 +11,12 @@ use metrics::{Counter, Histogram};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders, ToBytes};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use tracing::Span;
 
 use super::catalogue::{Catalogue, CatalogueError};
 use super::client::{Connection, KafkaSettings, Observer};
-use crate::messages::{Outgoing, Signer, Topic};
+use crate::messages::{Outgoing, Signer, Topic, header};
+use crate::telemetry::{self, TraceContext};
 
 /// Where a record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +124,7 @@ impl std::fmt::Debug for Producer {
 pub(super) struct Pending {
     topic: Topic,
     since: Instant,
+    span: Span,
     ack: Result<DeliveryFuture, ProduceError>,
 }
 
@@ -229,11 +232,17 @@ impl Producer {
     fn enqueue(&self, record: &Outgoing) -> Pending {
         let since = Instant::now();
         let topic = &self.handle(record.topic).name;
+        let span = sending(record, topic);
         let time = jiff::Timestamp::now().to_string();
-        let headers = self
+        let mut headers = self
             .inner
             .signer
             .headers(topic, record, &self.inner.source, &time);
+        // Whoever takes the record goes on from here.
+        if let Some(here) = TraceContext::of(&span) {
+            headers.retain(|(name, _)| *name != header::TRACEPARENT);
+            headers.push((header::TRACEPARENT, here.to_string()));
+        }
         let native = OwnedHeaders::new_with_capacity(headers.len());
         let native = headers.iter().fold(native, |headers, (key, value)| {
             headers.insert(Header {
@@ -248,7 +257,8 @@ impl Producer {
         if !record.value.is_empty() {
             message = message.payload(&record.value[..]);
         }
-        self.hand_over(record.topic, since, message)
+        let pending = self.hand_over(record.topic, since, message);
+        Pending { span, ..pending }
     }
 
     /// The name of a topic on the broker.
@@ -266,6 +276,7 @@ impl Producer {
         Pending {
             topic,
             since,
+            span: Span::none(),
             // What cannot be queued was never sent. A full queue is an error too: waiting for room
             // would have no bound.
             ack: sent.map_err(|(error, _)| ProduceError::NotWritten {
@@ -293,15 +304,60 @@ impl Producer {
         };
         let handle = self.handle(topic);
         match &result {
-            Ok(_) => {
+            Ok(at) => {
+                let partition = at.partition.to_string();
+                telemetry::note(
+                    &pending.span,
+                    "messaging.destination.partition.id",
+                    partition,
+                );
+                telemetry::note(&pending.span, "messaging.kafka.offset", at.offset);
                 handle.ok.increment(1);
                 handle.seconds.record(pending.since.elapsed().as_secs_f64());
             }
-            Err(ProduceError::NotWritten { .. }) => handle.not_written.increment(1),
-            Err(ProduceError::Unknown { .. }) => handle.unknown.increment(1),
+            Err(ProduceError::NotWritten { .. }) => {
+                telemetry::failed(&pending.span, "not_written");
+                handle.not_written.increment(1);
+            }
+            Err(ProduceError::Unknown { .. }) => {
+                telemetry::failed(&pending.span, "unknown");
+                handle.unknown.increment(1);
+            }
         }
         result
     }
+}
+
+/// The span of a record on its way, within the work that it comes of; where that is another trace's or
+/// nobody's, such as a sweeper's, within what the record itself names.
+fn sending(record: &Outgoing, topic: &str) -> Span {
+    let named = record.traceparent.as_deref();
+    let named: Option<TraceContext> = named.and_then(|named| named.parse().ok());
+    if named.is_none() && !telemetry::tracing_now() {
+        return Span::none();
+    }
+    let span = tracing::info_span!(
+        target: telemetry::SPANS,
+        "send",
+        otel.name = %format!("send {}", record.topic),
+        otel.kind = "producer",
+        messaging.system = "kafka",
+        messaging.operation.type = "send",
+        messaging.operation.name = "send",
+        messaging.destination.name = topic,
+        messaging.message.id = %record.ce_id,
+        messaging.kafka.message.key = %record.key,
+        messaging.message.body.size = record.value.len(),
+        tenant = %record.tenant,
+        run_id = record.run_id.as_ref().map(tracing::field::display),
+    );
+    if let Some(named) = named {
+        let current = TraceContext::of(&Span::current());
+        if current.is_none_or(|current| !current.is_with(&named)) {
+            named.enter(&span);
+        }
+    }
+    span
 }
 
 fn refuse_command(record: &Outgoing) -> Result<(), ProduceError> {

@@ -13,6 +13,8 @@ pub struct Candidate {
     pub bound_micro_usd: Option<u64>,
     /// Whether it has failed for this call already.
     pub failed: bool,
+    /// Whether whoever asks may use its model.
+    pub allowed: bool,
 }
 
 /// What to do.
@@ -28,6 +30,8 @@ pub enum Choice {
     Unaffordable,
     /// The failure would be the same elsewhere.
     Final,
+    /// Whoever asks may use the model of none of them.
+    Forbidden,
 }
 
 /// Chooses among `candidates`, which are in the order of preference. `budget_micro_usd` is what may
@@ -48,13 +52,17 @@ pub fn choose(
             .bound_micro_usd
             .is_some_and(|bound| bound <= budget),
     };
-    if candidates.iter().all(|candidate| candidate.failed) {
+    if !candidates.iter().any(|candidate| candidate.allowed) {
+        return Choice::Forbidden;
+    }
+    let tried = |candidate: &Candidate| candidate.failed || !candidate.allowed;
+    if candidates.iter().all(tried) {
         return Choice::Exhausted;
     }
     let left = candidates
         .iter()
         .enumerate()
-        .filter(|(_, candidate)| !candidate.failed && affordable(candidate));
+        .filter(|(_, candidate)| !tried(candidate) && affordable(candidate));
     let mut shortest: Option<Duration> = None;
     for (place, candidate) in left {
         if candidate.held_for.is_zero() {
@@ -83,6 +91,7 @@ mod tests {
             held_for: Duration::from_secs(held_s),
             bound_micro_usd: Some(bound),
             failed,
+            allowed: true,
         }
     }
 
@@ -92,6 +101,10 @@ mod tests {
         let held = candidate(9, 10, false);
         let failed = candidate(0, 10, true);
         let dear = candidate(0, 1000, false);
+        let forbidden = Candidate {
+            allowed: false,
+            ..fine
+        };
         let budget = Some(100);
         for (candidates, failure, choice) in [
             (&[fine, fine][..], None, Choice::Ask(0)),
@@ -108,6 +121,15 @@ mod tests {
             (&[failed, held], Some(TRANSIENT), Choice::Exhausted),
             (&[failed, dear], Some(TRANSIENT), Choice::Exhausted),
             (&[dear, dear], None, Choice::Unaffordable),
+            (&[forbidden, fine], None, Choice::Ask(1)),
+            (&[failed, forbidden], Some(TRANSIENT), Choice::Exhausted),
+            (
+                &[held, forbidden],
+                None,
+                Choice::Wait(Duration::from_secs(9)),
+            ),
+            (&[dear, forbidden], None, Choice::Unaffordable),
+            (&[forbidden], None, Choice::Forbidden),
             (
                 &[held, candidate(4, 10, false), dear],
                 None,
@@ -140,22 +162,23 @@ mod tests {
         #[test]
         fn what_is_chosen_may_be_asked(
             candidates in proptest::collection::vec(
-                (0_u64..3, proptest::option::of(0_u64..100), any::<bool>()), 0..6),
+                (0_u64..3, proptest::option::of(0_u64..100), any::<bool>(), any::<bool>()), 0..6),
             budget in proptest::option::of(0_u64..100),
             failed: bool,
         ) {
             let candidates: Vec<Candidate> = candidates
                 .into_iter()
-                .map(|(held, bound_micro_usd, failed)| Candidate {
+                .map(|(held, bound_micro_usd, failed, allowed)| Candidate {
                     held_for: Duration::from_secs(held),
                     bound_micro_usd,
                     failed,
+                    allowed,
                 })
                 .collect();
             let failure = failed.then_some(TRANSIENT);
             let may = |c: &Candidate| {
                 let paid = budget.is_none_or(|b| c.bound_micro_usd.is_some_and(|bound| bound <= b));
-                c.held_for.is_zero() && !c.failed && paid
+                c.held_for.is_zero() && c.allowed && !c.failed && paid
             };
             match choose(&candidates, budget, failure) {
                 Choice::Ask(place) => {

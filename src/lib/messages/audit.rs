@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
+use crate::privacy::Sealed;
 
 /// How a request or an action was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -94,6 +95,21 @@ pub struct AuditRecord {
     /// The rule that refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// What was said of a step whose outcome was not known; a rebuild restores it from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<ResolvedStep>,
+}
+
+/// What somebody said of a step of a run that has ended.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedStep {
+    /// The step.
+    pub step_id: String,
+    /// Whether its effect happened.
+    pub succeeded: bool,
+    /// What it gave; sealed JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Sealed>,
 }
 
 fn one() -> u64 {

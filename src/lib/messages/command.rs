@@ -35,7 +35,7 @@ impl RunKind {
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Plan, Self::Execute, Self::PlanExecute];
+        let all = [Self::Plan, Self::Execute, Self::PlanExecute, Self::Agent];
         all.into_iter().find(|kind| kind.as_str() == name)
     }
 
@@ -113,6 +113,9 @@ pub struct RunSpec {
     /// The model that plans; the installation's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The models that may be asked for the run, where its key names some; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models_allowed: Option<Vec<String>>,
     /// The most steps that the plan may have.
     pub max_steps: u32,
     /// The most that the run may cost, in millionths of a US dollar.

@@ -15,6 +15,8 @@ use crate::ids::{RunId, TenantId};
 pub enum FailureClass {
     /// The value is not what its topic's schema says.
     Undecodable,
+    /// It is of a schema version that its reader does not know: of a later build, as a rule.
+    UnknownSchemaVersion,
     /// There is no signature, or it does not fit.
     Unsigned,
     /// The command was taken up too often without progress.
@@ -32,8 +34,9 @@ pub enum FailureClass {
 
 impl FailureClass {
     /// Every class.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Undecodable,
+        Self::UnknownSchemaVersion,
         Self::Unsigned,
         Self::TooManyDeliveries,
         Self::Panicked,
@@ -46,6 +49,7 @@ impl FailureClass {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Undecodable => "undecodable",
+            Self::UnknownSchemaVersion => "unknown_schema_version",
             Self::Unsigned => "unsigned",
             Self::TooManyDeliveries => "too_many_deliveries",
             Self::Panicked => "panicked",

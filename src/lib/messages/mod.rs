@@ -1,7 +1,8 @@
 //! What travels over Kafka: wire types, headers and signatures. Pure data; no I/O.
 //!
 //! Values are JSON, headers are CloudEvents 1.0 in binary mode plus `traceparent` and our own
-//! `ah_*`. Every value carries a schema version `v`; a reader accepts the versions before its own.
+//! `ah_*`. Every value carries a schema version `v`; a reader accepts the versions before its own
+//! (`version.rs`).
 //!
 //! Invariant: a type here serialises to what `topics/schemas/` documents.
 
@@ -13,8 +14,9 @@ mod record;
 mod signature;
 mod state;
 mod told;
+mod version;
 
-pub use audit::{AuditDecision, AuditRecord};
+pub use audit::{AuditDecision, AuditRecord, ResolvedStep};
 pub use command::{Command, CommandKind, OnConflict, RunKind, RunSpec};
 pub use dead_letter::{DeadLetter, FailureClass, LetterId, RunEnd};
 pub use event::{Event, EventBatch, EventId, EventType, QueuedState};
@@ -25,6 +27,4 @@ pub use state::{
     session_record_key,
 };
 pub use told::{Data, Told};
-
-/// Version of the schema that this build writes.
-pub const SCHEMA_VERSION: u16 = 1;
+pub use version::{OLDEST_VERSION, SCHEMA_VERSION, Unreadable, Versioned, read};

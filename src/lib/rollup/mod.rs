@@ -25,6 +25,7 @@ mod files;
 mod heads;
 mod inspect;
 mod intake;
+mod keeping;
 mod keys;
 mod layout;
 mod manifest;
@@ -41,6 +42,7 @@ mod writer;
 
 pub use chain::{Chain, ChainError};
 pub use intake::{Limits, Rollup};
+pub use keeping::{Keeper, Retention};
 pub use keys::{AuditSigner, PublicKeys};
 pub use manifest::{Head, ListedFile, ListedTotals, Manifest};
 pub use query::{Query, QueryError, Reader, Record, record_columns};

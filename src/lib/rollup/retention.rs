@@ -15,6 +15,7 @@ use super::layout::{HOUR_MS, ROOT, Range, folder_parts};
 use super::manifest::Manifest;
 use super::signed::{self, Signable, VERSION, sha256};
 use super::verify::VerifyError;
+use crate::ids::TenantId;
 
 const FOLDER: &str = "audit/_retention";
 
@@ -61,7 +62,9 @@ pub struct Removed {
 #[derive(Debug, Clone)]
 pub struct Expiry {
     /// The tenant; `None` for every one, and for requests that were not authenticated.
-    pub tenant: Option<crate::ids::TenantId>,
+    pub tenant: Option<TenantId>,
+    /// Tenants that are left out where `tenant` names none.
+    pub except: Vec<TenantId>,
     /// Files of hours that end before this time are removed, in milliseconds since the epoch.
     pub before_ms: u64,
     /// Only say what would be removed.
@@ -146,10 +149,11 @@ async fn due(
             continue;
         };
         let ends = u64::try_from(begins.saturating_add(HOUR_MS)).unwrap_or(0);
-        let wanted = expiry
-            .tenant
-            .as_ref()
-            .is_none_or(|wanted| tenant.as_deref() == Some(wanted.as_str()));
+        let is = |named: &TenantId| tenant.as_deref() == Some(named.as_str());
+        let wanted = match &expiry.tenant {
+            Some(wanted) => is(wanted),
+            None => !expiry.except.iter().any(is),
+        };
         let range = path.filename().and_then(Range::of_file);
         if let Some(range) = range.filter(|_| wanted && ends <= expiry.before_ms) {
             let range = OwnedRange {

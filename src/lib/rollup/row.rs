@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::layout::has_place;
 use super::parquet::has_column;
 use crate::kafka::Incoming;
-use crate::messages::{AuditRecord, FailureClass, SCHEMA_VERSION, Signer};
+use crate::messages::{self, AuditRecord, FailureClass, Signer};
 
 /// An audit record as a file keeps it.
 #[derive(Debug)]
@@ -30,10 +30,7 @@ pub(super) fn read(record: &Incoming, signer: &Signer) -> Result<Row, (FailureCl
         .verify(&record.full_topic, key, &record.headers, value)
         .map_err(|error| (FailureClass::Unsigned, error.to_string()))?;
     let audit: AuditRecord =
-        serde_json::from_slice(value).map_err(|error| undecodable(error.to_string()))?;
-    if audit.v > SCHEMA_VERSION {
-        return Err(undecodable(format!("unknown schema version {}", audit.v)));
-    }
+        messages::read(value).map_err(|error| (error.class(), error.to_string()))?;
     if !has_place(audit.ts) {
         return Err(undecodable(format!("no time: {}", audit.ts)));
     }

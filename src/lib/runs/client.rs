@@ -30,7 +30,7 @@ pub struct Admit<'a> {
     pub kind: RunKind,
     /// Which worker has it first.
     pub stage: CommandKind,
-    /// JSON text of its specification, without `tools_allowed`, which the gate tells.
+    /// JSON text of its specification, without what its key allows, which the gate tells.
     pub spec: &'a str,
     /// Milliseconds since the epoch at which it times out.
     pub deadline: u64,

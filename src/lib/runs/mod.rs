@@ -31,7 +31,7 @@ pub use money::{Spending, Use, User};
 pub use outbox::{Admitted, OutboxEntry};
 pub use passing::PassingEvent;
 pub use rebuild::{RestoredRun, RestoredSession};
-pub use record::{Fields, Journal, ModelCall, StepEntry, StepStatus};
+pub use record::{Fields, Journal, ModelCall, RESOLVED_FAILED, StepEntry, StepStatus};
 pub use reply::{LimitRow, Refusal};
 pub use status::{CancelMode, RunStatus};
 pub use transition::{

@@ -55,6 +55,12 @@ impl Fields {
         self.0.keys().filter_map(|name| name.strip_prefix("b:"))
     }
 
+    /// The numbers of the model calls whose answers are in the journal.
+    pub fn answered_calls(&self) -> impl Iterator<Item = u32> {
+        let names = self.0.keys();
+        names.filter_map(|name| name.strip_prefix("m:")?.parse().ok())
+    }
+
     /// Whether a model call was reserved and is not settled.
     pub fn is_open(&self, call: &str) -> bool {
         let open = self.text("open").unwrap_or_default();
@@ -113,6 +119,9 @@ pub enum StepStatus {
     /// Whether its effect happened is not known.
     OutcomeUnknown,
 }
+
+/// The code of a step whose outcome was not known, until somebody said that it failed.
+pub const RESOLVED_FAILED: &str = "resolved_failed";
 
 /// The journal's entry of a step.
 #[derive(Debug, Clone, Serialize, Deserialize)]

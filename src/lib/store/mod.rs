@@ -21,9 +21,11 @@ use std::time::{Duration, Instant};
 
 use redis::{AsyncCommands, FromRedisValue, RedisError};
 use serde::Serialize;
+use tracing::{Instrument, Span};
 
 use crate::config::{ConfigError, RedisSettings, Settings};
 use crate::ids::TenantId;
+use crate::telemetry;
 
 pub use address_bits::{address_bits, network_bits};
 pub use breakers::OpenBreaker;
@@ -44,6 +46,22 @@ pub enum StoreError {
     /// It answered with an error, or with something unexpected.
     #[error("redis: {0}")]
     Failed(String),
+}
+
+/// The span of a script's call, within the work that it is part of.
+fn calling(script: &Script) -> Span {
+    if !telemetry::tracing_now() {
+        return Span::none();
+    }
+    tracing::info_span!(
+        target: telemetry::SPANS,
+        "redis",
+        otel.name = %format!("EVALSHA {}", script.name()),
+        otel.kind = "client",
+        db.system.name = "redis",
+        db.operation.name = "EVALSHA",
+        db.stored_procedure.name = script.name(),
+    )
 }
 
 impl From<ConfigError> for StoreError {
@@ -154,7 +172,14 @@ impl Redis {
         let started = Instant::now();
         let mut call = script.prepared();
         call.key(self.base(tenant)).arg(args).arg(settings);
-        let answer = self.within(self.call(&call, &mut connection)).await;
+        let span = calling(script);
+        let answer = self
+            .within(self.call(&call, &mut connection))
+            .instrument(span.clone())
+            .await;
+        if answer.is_err() {
+            telemetry::failed(&span, "redis");
+        }
         metrics::histogram!("agenthub_redis_script_ms", "script" => script.name())
             .record(started.elapsed().as_secs_f64() * 1000.0);
         if answer.is_err() {

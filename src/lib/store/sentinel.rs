@@ -7,9 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use redis::{
-    AsyncConnectionConfig, Cmd, Pipeline, RedisError, RedisResult, ServerError, TlsMode, Value,
-};
+use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisError, RedisResult, TlsMode, Value};
 use secrecy::ExposeSecret;
 
 use super::StoreError;
@@ -158,14 +156,10 @@ fn leaves(error: &RedisError) -> bool {
 
 fn told_by_no_master(value: &Value) -> bool {
     match value {
-        Value::ServerError(error) => no_masters_code(code(error)),
+        Value::ServerError(error) => no_masters_code(error.code()),
         Value::Array(values) => values.iter().any(told_by_no_master),
         _ => false,
     }
-}
-
-fn code(error: &ServerError) -> &str {
-    error.code()
 }
 
 /// What a former master answers that has become a replica.

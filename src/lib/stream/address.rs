@@ -1,5 +1,7 @@
 //! What the subscriber is told of where Redis is.
 
+use std::fmt::Display;
+
 use fred::types::config::{ClusterDiscoveryPolicy, Config, Server, ServerConfig, TlsConnector};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -17,9 +19,9 @@ pub(super) fn config(settings: &RedisSettings) -> Result<Config, StreamError> {
     let server = match &settings.kind {
         RedisKind::One => {
             let server = hosts.into_iter().next();
-            let none = StreamError::Address("no node is named".to_owned());
+            let missing = StreamError::Address("no node is named".to_owned());
             ServerConfig::Centralized {
-                server: server.ok_or(none)?,
+                server: server.ok_or(missing)?,
             }
         }
         RedisKind::Cluster => ServerConfig::Clustered {
@@ -54,14 +56,9 @@ fn connector(tls: &RedisTls) -> Result<TlsConnector, StreamError> {
     let Some(ca) = &tls.ca else {
         return Ok(TlsConnector::default_rustls()?);
     };
-    let unusable = |name: &'static str| {
-        move |error: &dyn std::fmt::Display| StreamError::Address(format!("{name}: {error}"))
-    };
-    let (of_ca, of_cert, of_key) = (
-        unusable("AGENTHUB_REDIS_TLS_CA"),
-        unusable("AGENTHUB_REDIS_TLS_CERT"),
-        unusable("AGENTHUB_REDIS_TLS_KEY"),
-    );
+    let of_ca = |error: &dyn Display| unusable("AGENTHUB_REDIS_TLS_CA", error);
+    let of_cert = |error: &dyn Display| unusable("AGENTHUB_REDIS_TLS_CERT", error);
+    let of_key = |error: &dyn Display| unusable("AGENTHUB_REDIS_TLS_KEY", error);
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca) {
         let certificate = certificate.map_err(|error| of_ca(&error))?;
@@ -80,4 +77,8 @@ fn connector(tls: &RedisTls) -> Result<TlsConnector, StreamError> {
         }
     };
     Ok(TlsConnector::from(config))
+}
+
+fn unusable(name: &str, error: &dyn Display) -> StreamError {
+    StreamError::Address(format!("{name}: {error}"))
 }

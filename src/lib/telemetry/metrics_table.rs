@@ -74,6 +74,8 @@ metrics_table! {
     Gauge "agenthub_sse_streams" "Open SSE streams of this process.";
     Counter "agenthub_stream_resyncs_total" "Times that every stream read the history again.";
     Gauge "agenthub_dependency_up" "Whether a dependency was well when it was last looked at, by dependency.";
+    Counter "agenthub_spans_exported_total" "Spans that the OTLP endpoint took.";
+    Counter "agenthub_spans_dropped_total" "Spans that were not exported, by reason: queue_full, export_failed.";
     Counter "agenthub_task_restarts_total" "Tasks that panicked and were started again, by task.";
     Counter "agenthub_task_panics_total" "Single pieces of work that panicked, by task.";
     Counter "agenthub_outbox_removals_dropped_total" "Acknowledged outbox entries whose removal was left to the sweeper.";

@@ -2,31 +2,37 @@
 //!
 //! Invariant: telemetry never fails or slows the work: what cannot be exported is dropped and counted.
 
+mod export;
 mod exposition;
 pub mod labels;
 mod log_filter;
 mod metrics_table;
+mod spans;
 mod trace_context;
 
 pub use log_filter::LogFilter;
 pub use metrics_table::{Kind, METRICS, Metric};
+pub use spans::{SPANS, failed, note, tracing_now};
 pub use trace_context::TraceContext;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::export::Export;
 use crate::config::Settings;
+use crate::privacy::mask::Masker;
 
 /// The telemetry of a process; flushed at its end.
 pub struct Telemetry {
@@ -44,11 +50,16 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// Starts logs, metrics and, where an OTLP endpoint is set, traces. Once per process.
+    /// Starts logs, metrics and, where an OTLP endpoint is set, traces, whose texts leave masked. Once
+    /// per process.
     ///
     /// # Errors
     /// A text that says what could not be set up.
-    pub fn start(service: &'static str, settings: &Settings) -> Result<Self, String> {
+    pub fn start(
+        service: &'static str,
+        settings: &Settings,
+        masker: &Arc<Masker>,
+    ) -> Result<Self, String> {
         let (filter, log_filter) = LogFilter::new(&settings.log)?;
         let pretty = settings.log_format == "pretty";
         let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -62,17 +73,31 @@ impl Telemetry {
                 .boxed()
         };
         let tracer = match &settings.otlp_endpoint {
-            Some(endpoint) => Some(otlp_tracer(service, endpoint)?),
+            Some(endpoint) => Some(otlp_tracer(service, endpoint, settings, masker)?),
             None => None,
         };
-        let spans = tracer
-            .as_ref()
-            .map(|t| tracing_opentelemetry::layer().with_tracer(t.tracer("agenthub")));
-        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        // Whatever is logged: a trace is whole or not there. What other libraries tell is not ours.
+        let spans = tracer.as_ref().map(|tracer| {
+            let scope = InstrumentationScope::builder("agenthub")
+                .with_version(env!("CARGO_PKG_VERSION"))
+                .with_schema_url(spans::SCHEMA_URL)
+                .build();
+            tracing_opentelemetry::layer()
+                .with_tracer(tracer.tracer_with_scope(scope))
+                .with_location(false)
+                .with_threads(false)
+                .with_target(false)
+                .with_level(false)
+                .with_tracked_inactivity(false)
+                .with_filter(filter_fn(|of| {
+                    of.is_span() && of.target().starts_with("agenthub")
+                }))
+        });
+        // Inside of them the log tells of the work, and not of the call.
+        let filter = filter_fn(|of| of.target() != SPANS).and(filter);
         tracing_subscriber::registry()
-            .with(filter)
+            .with(logs.with_filter(filter))
             .with(spans)
-            .with(logs)
             .try_init()
             .map_err(|e| format!("logs: {e}"))?;
         let metrics = exposition::builder()
@@ -99,28 +124,43 @@ impl Telemetry {
         self.log_filter.clone()
     }
 
-    /// Sends what was not sent yet.
-    pub fn flush(&self) {
+    /// Sends what was not sent yet, as far as that takes no longer than `limit`. Blocks.
+    pub fn flush(&self, limit: Duration) {
         if let Some(tracer) = &self.tracer
-            && let Err(error) = tracer.shutdown()
+            && let Err(error) = tracer.shutdown_with_timeout(limit)
         {
             tracing::warn!(%error, "traces were not flushed");
         }
     }
 }
 
-fn otlp_tracer(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, String> {
+fn otlp_tracer(
+    service: &'static str,
+    endpoint: &str,
+    settings: &Settings,
+    masker: &Arc<Masker>,
+) -> Result<SdkTracerProvider, String> {
+    let wrong = |error: String| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {error}");
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+        .with_timeout(settings.otlp_timeout_ms.duration())
         .build()
-        .map_err(|e| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {e}"))?;
+        .map_err(|error| wrong(error.to_string()))?;
     let resource = Resource::builder()
         .with_service_name(service)
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new(
+            "service.instance.id",
+            uuid::Uuid::new_v4().to_string(),
+        ))
         .build();
+    let export = Export::start(exporter, &resource, settings, masker.clone()).map_err(wrong)?;
+    // All of a trace or nothing of it, in every process: who began it has decided.
+    let ratio = Sampler::TraceIdRatioBased(settings.trace_ratio.0);
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+        .with_span_processor(export)
         .with_resource(resource)
         .build())
 }

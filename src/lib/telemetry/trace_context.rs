@@ -1,12 +1,12 @@
 //! W3C Trace Context, level 1: the `traceparent` header that ties a request to its work everywhere.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
 use opentelemetry::Context;
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use rand::Rng;
+use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// A place in a trace.
@@ -42,26 +42,45 @@ impl TraceContext {
         format!("{:032x}", self.trace_id)
     }
 
+    /// Whether both places are in one trace.
+    pub fn is_with(&self, other: &Self) -> bool {
+        self.trace_id == other.trace_id
+    }
+
     /// Makes `span` a child of this place, and returns the place of the span itself: the same as this
     /// one when spans are not exported.
-    pub fn enter(self, span: &tracing::Span) -> Self {
-        let carrier = HashMap::from([("traceparent".to_owned(), self.to_string())]);
-        let parent: Context =
-            opentelemetry::global::get_text_map_propagator(|p| p.extract(&carrier));
+    pub fn enter(self, span: &Span) -> Self {
+        let parent = Context::new().with_remote_span_context(self.remote());
         if span.set_parent(parent).is_err() {
             return self;
         }
+        Self::of(span).unwrap_or(self)
+    }
+
+    /// Links `span` to this place.
+    pub fn link(self, span: &Span) {
+        span.add_link(self.remote());
+    }
+
+    /// The place of a span; `None` when it is not to be exported by this process at all.
+    pub fn of(span: &Span) -> Option<Self> {
         let context = span.context();
         let here = context.span().span_context().clone();
-        if here.is_valid() {
-            Self {
-                trace_id: u128::from_be_bytes(here.trace_id().to_bytes()),
-                span_id: u64::from_be_bytes(here.span_id().to_bytes()),
-                flags: here.trace_flags().to_u8(),
-            }
-        } else {
-            self
-        }
+        here.is_valid().then(|| Self {
+            trace_id: u128::from_be_bytes(here.trace_id().to_bytes()),
+            span_id: u64::from_be_bytes(here.span_id().to_bytes()),
+            flags: here.trace_flags().to_u8(),
+        })
+    }
+
+    fn remote(self) -> SpanContext {
+        SpanContext::new(
+            TraceId::from(self.trace_id),
+            SpanId::from(self.span_id),
+            TraceFlags::new(self.flags),
+            true,
+            TraceState::default(),
+        )
     }
 }
 

@@ -43,22 +43,28 @@ pub(super) async fn carry_out(
     let mut calls = ModelCalls::new(&run, llm, settings, most, first).told();
     let mut signal = run.signal();
     let mut transition = run.transition();
+    let mut recorded = agent.take_unfollowed();
     loop {
-        if agent.turns.len() >= settings.max_turns {
-            return out_of_turns(&run, settings, transition).await;
-        }
-        let question = agent.question(opening);
-        let mut answered = match calls.ask(&question, transition, &mut signal).await {
-            Ok(answered) => answered,
-            Err(unanswered) => return stop(&run, unanswered, calls.made()).await,
+        let (answer, number, cost) = if let Some((answer, number)) = recorded.take() {
+            (answer, number, Cost::default())
+        } else {
+            if agent.turns.len() >= settings.max_turns {
+                return out_of_turns(&run, settings, transition).await;
+            }
+            let question = agent.question(opening);
+            let mut answered = match calls.ask(&question, transition, &mut signal).await {
+                Ok(answered) => answered,
+                Err(unanswered) => return stop(&run, unanswered, calls.made()).await,
+            };
+            journal(&run, &mut answered);
+            transition = answered.transition;
+            (answered.answer, answered.number, answered.cost)
         };
-        journal(&run, &mut answered);
-        transition = answered.transition;
         if matches!(*signal.borrow_and_update(), Signal::Cancel(_)) {
             transition.next = Some(cancelled());
             return run.finish(transition).await;
         }
-        match agent::said(&answered.answer) {
+        match agent::said(&answer) {
             Said::Answer(text) => {
                 transition.next = Some(Next::End {
                     status: RunStatus::Succeeded,
@@ -70,7 +76,7 @@ pub(super) async fn carry_out(
             Said::Nothing(why) => {
                 tracing::info!(why, "the answer was refused; asking again");
                 agent.turns.push(Turn {
-                    answer: answered.answer,
+                    answer,
                     results: Vec::new(),
                 });
             }
@@ -79,13 +85,13 @@ pub(super) async fn carry_out(
                 return out_of_turns(&run, settings, transition).await;
             }
             Said::Calls => {
-                let made = agent.calls(&answered.answer);
+                let made = agent.calls(&answer);
                 tell(
                     &run,
                     &mut transition,
                     &agent,
-                    &answered.answer,
-                    answered.cost,
+                    (&answer, number),
+                    cost,
                     &made,
                 );
                 if !made.steps.is_empty() {
@@ -100,7 +106,7 @@ pub(super) async fn carry_out(
                     return run.finish(transition).await;
                 }
                 // Nothing to execute: the model is told why at once.
-                agent.refused(answered.answer, &made);
+                agent.refused(answer, &made);
             }
         }
     }
@@ -117,6 +123,8 @@ struct Agent<'r> {
     run: &'r Owned,
     settings: &'r Settings,
     turns: Vec<Turn>,
+    /// The last answer and the number of its call, when nothing that follows it is in the journal.
+    unfollowed: Option<(ChatAnswer, u32)>,
     /// Calls that were made so far.
     made: usize,
 }
@@ -139,8 +147,8 @@ impl<'r> Agent<'r> {
             turns.push(Turn { answer, results });
         }
         let answered = turns.len();
-        let is_beyond =
-            |id: &String| agent::turn_of(id).is_some_and(|turn| turn as usize > answered);
+        let turn_of = |id: &String| agent::turn_of(id).map_or(0, |turn| turn as usize);
+        let is_beyond = |id: &String| turn_of(id) > answered;
         if journal.steps.keys().any(is_beyond) {
             return Err((
                 "journal_lost",
@@ -149,12 +157,27 @@ impl<'r> Agent<'r> {
         }
         let made = journal.steps.values().filter(|step| step.attempts > 0);
         let made = made.count();
+        let followed = journal.steps.keys().any(|id| turn_of(id) == answered);
+        let last = journal.model_calls.keys().next_back().copied();
+        let mut unfollowed = None;
+        if let (Some(turn), Some(number), false) = (turns.last(), last, followed)
+            && !matches!(agent::said(&turn.answer), Said::Nothing(_))
+        {
+            unfollowed = turns.pop().map(|turn| (turn.answer, number));
+        }
         Ok(Self {
             run,
             settings,
             turns,
+            unfollowed,
             made,
         })
+    }
+
+    /// The last answer, when it was recorded and nothing followed: a retry goes on after a run that ended with
+    /// it, and a rebuild knows an answer whose handover is lost.
+    fn take_unfollowed(&mut self) -> Option<(ChatAnswer, u32)> {
+        self.unfollowed.take()
     }
 
     fn max_steps(&self) -> usize {
@@ -230,7 +253,7 @@ fn tell(
     run: &Owned,
     transition: &mut Transition<'_>,
     agent: &Agent<'_>,
-    answer: &ChatAnswer,
+    (answer, number): (&ChatAnswer, u32),
     cost: Cost,
     calls: &Calls,
 ) {
@@ -239,6 +262,7 @@ fn tell(
         event_type: EventType::PlanCreated,
         data: run.told(&json!({
             "turn": agent.turns.len() + 1,
+            "call": number,
             "plan": { "steps": calls.steps, "answer": text.filter(|text| !text.is_empty()) },
             "refused": agent::refused(&calls.refused),
             "model": answer.model,

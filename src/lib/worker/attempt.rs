@@ -12,9 +12,9 @@ use super::breakers::Permit;
 use super::results::{Entry, Origin, Results};
 use super::spending::Spent;
 use crate::executor::breaker::Verdict;
-use crate::ids::{RunId, SessionId, TenantId};
+use crate::ids::{KeyId, RunId, SessionId, TenantId};
 use crate::llm::is_unbilled;
-use crate::telemetry::labels;
+use crate::telemetry::{self, labels};
 use crate::tools::{Tool, ToolCall, ToolError, ToolErrorClass, ToolOutput, catalogue};
 
 /// What an attempt needs.
@@ -28,6 +28,7 @@ pub(super) struct Attempt {
     pub(super) limit: Duration,
     pub(super) max_output_bytes: usize,
     pub(super) tenant: TenantId,
+    pub(super) key_id: KeyId,
     pub(super) session_id: SessionId,
     pub(super) run_id: RunId,
     /// Leave of the tool's circuit breaker, or how long it is to be waited for.
@@ -73,7 +74,26 @@ impl Attempt {
             step_id = %step_id,
             attempt = self.number,
         );
-        let (made, outcome) = self.get().instrument(span).await;
+        for (name, value) in [
+            ("gen_ai.operation.name", "execute_tool".to_owned()),
+            ("gen_ai.tool.type", "function".to_owned()),
+            ("tenant", self.tenant.to_string()),
+            ("key_id", self.key_id.to_string()),
+            ("session_id", self.session_id.to_string()),
+            ("run_id", self.run_id.to_string()),
+        ] {
+            telemetry::note(&span, name, value);
+        }
+        let (made, outcome) = self.get().instrument(span.clone()).await;
+        telemetry::note(
+            &span,
+            "cache",
+            made.map_or("not_called", |origin| origin.as_str()),
+        );
+        if let Err(error) = &outcome {
+            telemetry::failed(&span, error.code);
+        }
+        drop(span);
         let duration = started.elapsed();
         let called = made == Some(Origin::Call);
         let result = match &outcome {

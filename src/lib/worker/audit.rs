@@ -78,6 +78,7 @@ impl Owned {
                 AuditDecision::Allowed
             },
             rule: call.refused_by.map(str::to_owned),
+            resolved: None,
         }
     }
 }

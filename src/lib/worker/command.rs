@@ -1,7 +1,7 @@
 //! What a received record asks for, if it may ask for anything.
 
 use crate::kafka::Incoming;
-use crate::messages::{Command, CommandKind, FailureClass, SCHEMA_VERSION, Signer, header};
+use crate::messages::{self, Command, CommandKind, FailureClass, Signer, header};
 use crate::runtime::clock;
 
 /// What came of a record.
@@ -27,16 +27,10 @@ pub(super) fn receive(record: &Incoming, signer: &Signer, stage: CommandKind) ->
     if let Err(error) = signer.verify(&record.full_topic, key, &record.headers, value) {
         return unfit(FailureClass::Unsigned, error.to_string());
     }
-    let command: Command = match serde_json::from_slice(value) {
+    let command: Command = match messages::read(value) {
         Ok(command) => command,
-        Err(error) => return unfit(FailureClass::Undecodable, error.to_string()),
+        Err(error) => return unfit(error.class(), error.to_string()),
     };
-    if command.v > SCHEMA_VERSION {
-        return unfit(
-            FailureClass::Undecodable,
-            format!("unknown schema version {}", command.v),
-        );
-    }
     if command.kind != stage {
         return unfit(
             FailureClass::Undecodable,

@@ -556,6 +556,7 @@ impl Carrying<'_> {
             limit: limit.min(self.run.longest_call()),
             max_output_bytes: settings.max_output_bytes.0,
             tenant: self.run.command.spec.tenant.clone(),
+            key_id: self.run.command.spec.key_id.clone(),
             session_id: self.run.command.spec.session_id.clone(),
             run_id: self.run.command.spec.run_id.clone(),
             permit,

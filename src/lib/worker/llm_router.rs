@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tracing::Instrument;
 
 use super::breakers::{Breakers, Guarded, Permit};
+use super::chat_span;
 use crate::executor::breaker::Verdict;
 use crate::llm::endpoints::Endpoint;
 use crate::llm::fallback::{Candidate, Choice, choose};
 use crate::llm::{ChatAnswer, ChatRequest, LlmClient, LlmError, LlmErrorClass, is_unbilled};
+use crate::telemetry::TraceContext;
 
 /// An endpoint and its client.
 struct Place {
@@ -70,6 +73,15 @@ impl Route {
     }
 }
 
+/// What is to be asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The model that the request names.
+    pub model: &'a str,
+    /// The models that may be asked in its stead; all when absent.
+    pub allowed: Option<&'a [String]>,
+}
+
 /// The course of one call over the endpoints.
 #[derive(Debug, Clone, Default)]
 pub struct Tried {
@@ -105,11 +117,11 @@ impl LlmRouter {
         }
     }
 
-    /// The next endpoint for a call that names `model`. `bound` is the most that the call can cost with
+    /// The next endpoint for a call. `bound` is the most that the call can cost with
     /// a model, in millionths of a US dollar, and `budget` what may still be spent.
     pub async fn choose(
         &self,
-        model: &str,
+        wanted: Wanted<'_>,
         tried: &Tried,
         budget: Option<u64>,
         bound: impl Fn(&str) -> Option<u64>,
@@ -117,7 +129,7 @@ impl LlmRouter {
         if let Some(first) = self.places.first() {
             self.breakers.read(&first.guarded.tenant).await;
         }
-        let mut candidates = self.candidates(model, tried, bound);
+        let mut candidates = self.candidates(wanted, tried, bound);
         loop {
             let place = match choose(&candidates, budget, tried.last) {
                 Choice::Ask(place) => place,
@@ -128,7 +140,7 @@ impl LlmRouter {
                 Ok(permit) => {
                     return Ok(Route {
                         place,
-                        model: at.model(model).to_owned(),
+                        model: at.model(wanted.model).to_owned(),
                         client: at.client.clone(),
                         permit: permit.with_patience(self.patience),
                     });
@@ -142,21 +154,23 @@ impl LlmRouter {
 
 impl LlmRouter {
     /// Whether an endpoint that has not failed yet may be asked, as far as this worker knows.
-    pub fn has_another(&self, model: &str, tried: &Tried) -> bool {
-        let candidates = self.candidates(model, tried, |_| None);
+    pub fn has_another(&self, wanted: Wanted<'_>, tried: &Tried) -> bool {
+        let candidates = self.candidates(wanted, tried, |_| None);
         matches!(choose(&candidates, None, tried.last), Choice::Ask(_))
     }
 
     fn candidates(
         &self,
-        model: &str,
+        Wanted { model, allowed }: Wanted<'_>,
         tried: &Tried,
         bound: impl Fn(&str) -> Option<u64>,
     ) -> Vec<Candidate> {
+        let may = |model: &str| allowed.is_none_or(|models| models.iter().any(|m| m == model));
         let candidate = |(place, at): (usize, &Place)| Candidate {
             held_for: self.breakers.wait(&at.guarded),
             bound_micro_usd: bound(at.model(model)),
             failed: tried.places.contains(&place),
+            allowed: may(at.model(model)),
         };
         self.places.iter().enumerate().map(candidate).collect()
     }
@@ -178,12 +192,23 @@ impl LlmClient for LlmRouter {
         let mut failed: Option<LlmError> = None;
         loop {
             let same = |model: &str| (model == request.model).then_some(0);
-            let route = match self.choose(&request.model, &tried, Some(0), same).await {
+            let wanted = Wanted {
+                model: &request.model,
+                allowed: None,
+            };
+            let route = match self.choose(wanted, &tried, Some(0), same).await {
                 Ok(route) => route,
                 Err(choice) => return Err(failed.unwrap_or_else(|| held_back(choice))),
             };
             let place = route.place;
-            let outcome = route.client.chat(request.clone()).await;
+            let span = chat_span::begin(&request);
+            let call = route.client.chat(ChatRequest {
+                traceparent: TraceContext::of(&span).map(|here| here.to_string()),
+                ..request.clone()
+            });
+            let outcome = call.instrument(span.clone()).await;
+            chat_span::end(&span, &outcome);
+            drop(span);
             route.report(&outcome);
             let error = match outcome {
                 Ok(answer) => return Ok(answer),

@@ -8,6 +8,7 @@ mod agent;
 mod attempt;
 mod audit;
 mod breakers;
+mod chat_span;
 mod command;
 mod context;
 mod dead_letters;
@@ -28,7 +29,7 @@ pub use breakers::{Breakers, Guarded, Permit};
 pub use context::WorkerContext;
 pub use execution::Execution;
 pub use lease::Leases;
-pub use llm_router::{LlmRouter, Route, Tried};
+pub use llm_router::{LlmRouter, Route, Tried, Wanted};
 pub use planning::Planning;
 pub use results::Results;
 pub use sweeper::Sweeper;
@@ -38,19 +39,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use self::command::{Received, receive};
 use self::dead_letters::Ending;
 use self::owned::{Owned, new_owner};
 use crate::ids::TenantId;
 use crate::kafka::{Ack, Handler, Incoming};
-use crate::messages::{Command, CommandKind, FailureClass, OnConflict};
+use crate::messages::{Command, CommandKind, FailureClass, OnConflict, header};
 use crate::pricing::Prices;
 use crate::privacy::DataKey;
 use crate::runs::{Acquire, Acquired, Begin, Next, Outcome, OverBudget, RunStatus};
 use crate::store::StoreError;
-use crate::telemetry::TraceContext;
+use crate::telemetry::{self, TraceContext};
 
 /// From this age on a record's offset may move, since the run's lease and timer own it: no slow run
 /// holds its partition's frontier.
@@ -142,6 +143,7 @@ impl Worker {
         let outcome = acquired.outcome;
         metrics::counter!("agenthub_acquires_total", "stage" => command.kind.as_str(), "outcome" => name(outcome))
             .increment(1);
+        telemetry::note(&Span::current(), "acquire", name(outcome));
         let outbox = std::mem::take(&mut acquired.outbox);
         match outcome {
             Outcome::Acquired | Outcome::Resumed | Outcome::Poisoned => {}
@@ -259,6 +261,29 @@ impl Worker {
         }
     }
 
+    /// Tells a command's span what it is about.
+    fn describe(&self, span: &Span, record: &Incoming, command: &Command) {
+        let id = record.header(header::CE_ID).unwrap_or_default();
+        let kind = command.spec.kind.as_str();
+        for (name, value) in [
+            ("messaging.system", "kafka".to_owned()),
+            ("messaging.operation.type", "process".to_owned()),
+            ("messaging.operation.name", "process".to_owned()),
+            ("messaging.destination.name", record.full_topic.to_string()),
+            (
+                "messaging.destination.partition.id",
+                record.partition.to_string(),
+            ),
+            ("messaging.message.id", id.to_owned()),
+            ("key_id", command.spec.key_id.to_string()),
+            ("run_kind", kind.to_owned()),
+            ("worker", self.context.worker.clone()),
+        ] {
+            telemetry::note(span, name, value);
+        }
+        telemetry::note(span, "messaging.kafka.offset", record.offset);
+    }
+
     /// Ends a run whose command was taken up too often without progress, with a dead letter.
     async fn give_up(&self, run: &Owned) {
         let error = format!(
@@ -286,6 +311,15 @@ impl Worker {
     }
 }
 
+/// Where in its trace a command comes from: the place that its record names, where that is in the trace
+/// that the signed command names, else that of the request.
+fn origin(record: &Incoming, signed: Option<&str>) -> Option<TraceContext> {
+    let signed: TraceContext = signed?.parse().ok()?;
+    let sent = record.header(header::TRACEPARENT);
+    let sent: Option<TraceContext> = sent.and_then(|sent| sent.parse().ok());
+    Some(sent.filter(|sent| sent.is_with(&signed)).unwrap_or(signed))
+}
+
 /// The ledger's answer to a worker that would take a run up.
 struct Taking<'w> {
     owner: String,
@@ -308,14 +342,12 @@ impl Handler for Worker {
                     session_id = %spec.session_id,
                     trace_id = tracing::field::Empty,
                 );
-                if let Some(trace) = spec
-                    .traceparent
-                    .as_ref()
-                    .and_then(|t| t.parse::<TraceContext>().ok())
-                {
+                if let Some(trace) = origin(&record, spec.traceparent.as_deref()) {
                     span.record("trace_id", trace.trace_id());
+                    trace.link(&span);
                     trace.enter(&span);
                 }
+                self.describe(&span, &record, &command);
                 self.take_up(&record, *command, ack).instrument(span).await;
             }
             Received::Expired => {

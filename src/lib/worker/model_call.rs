@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::watch;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::audit::Call;
+use super::chat_span;
 use super::dead_letters::class_of;
 use super::delta::Deltas;
 use super::lease::Signal;
-use super::llm_router::{LlmRouter, Route, Tried};
+use super::llm_router::{LlmRouter, Route, Tried, Wanted};
 use super::owned::{Owned, Standing};
 use super::spending::{Bounded, Cost, Spent};
 use crate::config::Settings;
@@ -23,7 +24,7 @@ use crate::llm::{
 use crate::messages::FailureClass;
 use crate::pricing::Prices;
 use crate::runs::{CancelMode, Fields, Transition};
-use crate::telemetry::labels;
+use crate::telemetry::{self, TraceContext, labels};
 use crate::tools::{Effects, ToolErrorClass};
 
 /// A wait beyond this holds no worker: the run is parked.
@@ -86,6 +87,15 @@ pub(super) enum Why {
 }
 
 impl Why {
+    /// No model that can be asked is allowed to the run's key.
+    fn not_allowed() -> Self {
+        Self::Failed {
+            code: "model_not_allowed",
+            message: "the run's key allows no model that can be asked".to_owned(),
+            letter: None,
+        }
+    }
+
     /// There is no further attempt.
     fn given_up(error: LlmError, decision: RetryDecision) -> Self {
         Self::Failed {
@@ -151,6 +161,7 @@ impl<'r> ModelCalls<'r> {
     /// Asks the model, again after failures that another attempt may not repeat: the next endpoint at
     /// once, and all of them again after a wait. `transition` is recorded with the reservation of the
     /// next call.
+    #[allow(clippy::too_many_lines)] // one call after the other, and what follows each
     pub(super) async fn ask(
         &mut self,
         request: &ChatRequest,
@@ -159,10 +170,18 @@ impl<'r> ModelCalls<'r> {
     ) -> Result<Answered<'r>, Unanswered<'r>> {
         let mut attempt = 0;
         let mut tried = Tried::default();
+        let wanted = Wanted {
+            model: &request.model,
+            allowed: self.run.command.spec.models_allowed.as_deref(),
+        };
         loop {
-            let chosen = self.llm.choose(&request.model, &tried, None, |_| None);
-            let route = match chosen.await {
+            let route = match self.llm.choose(wanted, &tried, None, |_| None).await {
                 Ok(route) => route,
+                Err(Choice::Forbidden) => {
+                    self.give_back(&mut transition, "models_allowed");
+                    let why = Why::not_allowed();
+                    return Err(Unanswered { why, transition });
+                }
                 Err(choice) => {
                     self.give_back(&mut transition, "breaker_open");
                     tried = Tried::default();
@@ -186,9 +205,11 @@ impl<'r> ModelCalls<'r> {
                 self.reserve(request, transition).await?
             };
             let started = Instant::now();
-            let outcome = match self.call(&route, request, signal).await {
+            let span = self.span(request, attempt);
+            let outcome = match self.call(&route, request, &span, signal).await {
                 Ok(outcome) => outcome,
                 Err(why) => {
+                    telemetry::failed(&span, "abandoned");
                     let transition = self.run.transition();
                     return Err(Unanswered { why, transition });
                 }
@@ -219,6 +240,7 @@ impl<'r> ModelCalls<'r> {
                 refused_by: None,
             };
             let (settlement, cost) = self.run.settle(&bounded, spent, audit);
+            chat_span::settled(span, &outcome, cost);
             transition.settle.push(settlement);
             let error = match outcome {
                 Ok(answer) => {
@@ -235,7 +257,7 @@ impl<'r> ModelCalls<'r> {
             tracing::warn!(code = error.code, attempt, "the model call failed");
             tried.failed(place, error.class);
             let stopped = match self.after(&error, attempt) {
-                RetryDecision::Retry { .. } if self.llm.has_another(&request.model, &tried) => {
+                RetryDecision::Retry { .. } if self.llm.has_another(wanted, &tried) => {
                     continue;
                 }
                 RetryDecision::Retry { after } if after > PARK_BEYOND => Why::Park { after },
@@ -328,33 +350,48 @@ impl<'r> ModelCalls<'r> {
         })
     }
 
+    /// The span of one attempt.
+    fn span(&self, request: &ChatRequest, attempt: u32) -> Span {
+        let span = chat_span::begin(request);
+        let spec = &self.run.command.spec;
+        for (name, value) in [
+            ("tenant", spec.tenant.to_string()),
+            ("key_id", spec.key_id.to_string()),
+            ("session_id", spec.session_id.to_string()),
+            ("run_id", spec.run_id.to_string()),
+        ] {
+            telemetry::note(&span, name, value);
+        }
+        telemetry::note(&span, "attempt", i64::from(attempt));
+        telemetry::note(&span, "call", i64::from(self.made));
+        span
+    }
+
     /// One attempt. A graceful cancellation lets it end; a forced one drops it.
     async fn call(
         &self,
         route: &Route,
         request: &ChatRequest,
+        span: &Span,
         signal: &mut watch::Receiver<Signal>,
     ) -> Result<Result<ChatAnswer, LlmError>, Why> {
         let limit = self.settings.llm_timeout_ms.duration();
         let limit = limit.min(self.run.longest_call());
-        // Names of the OpenTelemetry semantic conventions for generative AI.
-        let span = tracing::info_span!(
-            "chat",
-            otel.name = %format!("chat {}", request.model),
-            otel.kind = "client",
-            gen_ai.operation.name = "chat",
-            gen_ai.request.model = %request.model,
-        );
+        let mut request = request.clone();
+        // The provider goes on from this call.
+        if let Some(here) = TraceContext::of(span) {
+            request.traceparent = Some(here.to_string());
+        }
         let deltas = self.told.then(|| Deltas::new(self.run, self.made));
         let heard = |text: &str| deltas.iter().for_each(|deltas| deltas.heard(text));
         let call = async {
             if self.told {
-                route.client.chat_streamed(request.clone(), &heard).await
+                route.client.chat_streamed(request, &heard).await
             } else {
-                route.client.chat(request.clone()).await
+                route.client.chat(request).await
             }
         };
-        let call = tokio::time::timeout(limit, call.instrument(span));
+        let call = tokio::time::timeout(limit, call.instrument(span.clone()));
         let telling = async {
             match &deltas {
                 Some(deltas) => deltas.tell().await,
@@ -397,10 +434,11 @@ fn count(model: &str, answered: bool, took: Duration) {
         .record(took.as_secs_f64() * 1000.0);
 }
 
-/// The number of the last model call that was reserved.
+/// The number of the last model call that was reserved, or whose answer was taken over.
 fn last_call(fields: &Fields) -> u32 {
     let numbers = fields.calls().filter_map(|call| call.parse().ok());
-    numbers.max().unwrap_or(0)
+    let answered = fields.answered_calls();
+    numbers.chain(answered).max().unwrap_or(0)
 }
 
 /// Waits until an endpoint may be asked, or says that the run is to be parked meanwhile.
@@ -408,7 +446,11 @@ async fn hold_on(choice: Choice, signal: &mut watch::Receiver<Signal>) -> Result
     let after = match choice {
         Choice::Wait(after) => after,
         // Another call took the last place for a probe; without a budget, nothing else comes up.
-        Choice::Ask(_) | Choice::Exhausted | Choice::Unaffordable | Choice::Final => ASK_AGAIN,
+        Choice::Ask(_)
+        | Choice::Exhausted
+        | Choice::Unaffordable
+        | Choice::Final
+        | Choice::Forbidden => ASK_AGAIN,
     };
     // Apart from each other, or all who were held back would come back at once.
     let after = after.mul_f64(rand::rng().random_range(1.0..1.1)) + Duration::from_millis(20);

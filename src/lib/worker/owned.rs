@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::lease::{Held, Signal};
 use super::{WorkerContext, reconnect_delays};
@@ -255,7 +256,7 @@ impl Owned {
             self.command.spec.run_id.clone(),
         );
         let numbers = Arc::downgrade(&self.acknowledged);
-        self.context.supervisor.run_once("outbox", async move {
+        let produce = async move {
             let (acknowledged, outcome) = outbox.produce(&entries).await;
             if let Err(error) = outcome {
                 tracing::warn!(%error, "the outbox is left to the sweeper");
@@ -268,7 +269,9 @@ impl Owned {
                 Some(numbers) => lock(&numbers).extend(mine.into_iter().map(|a| a.number)),
                 None => outbox.forget(&tenant, mine),
             }
-        });
+        };
+        let supervisor = &self.context.supervisor;
+        supervisor.run_once("outbox", produce.in_current_span());
     }
 
     async fn write(&self, transition: &Transition<'_>) -> Recorded {

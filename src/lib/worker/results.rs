@@ -43,6 +43,17 @@ pub(super) enum Origin {
     Shared,
 }
 
+impl Origin {
+    /// The name in traces.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Call => "miss",
+            Self::Cache => "hit",
+            Self::Shared => "coalesced",
+        }
+    }
+}
+
 /// What a result is kept under, and for how long.
 #[derive(Debug)]
 pub(super) struct Entry {

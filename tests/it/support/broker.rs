@@ -94,7 +94,7 @@ impl Broker {
 
     async fn until_up(&mut self) {
         let (log, child) = (self.folder.join("log"), &mut self.child);
-        eventually_within(Duration::from_secs(120), "Kafka is up", || {
+        eventually_within(Duration::from_mins(2), "Kafka is up", || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             assert!(matches!(child.try_wait(), Ok(None)), "{text}");
             let up = text.contains("Kafka Server started").then_some(());

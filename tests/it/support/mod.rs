@@ -11,6 +11,7 @@ pub mod brokers;
 pub mod certs;
 pub mod forwarder;
 pub mod ledger;
+pub mod otlp;
 mod passing;
 pub mod raw;
 pub mod reaper;

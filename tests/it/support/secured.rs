@@ -92,7 +92,7 @@ impl Servers {
         }
         for port in sentinels {
             let more = format!(
-                "user default off\nuser agenthub on >{PASSWORD} -@all +auth +client|setinfo +client|setname \
+                "user default off\nuser agenthub on >{PASSWORD} -@all +auth +client|setname \
                  +client|id +hello +ping +info +role +sentinel|masters +sentinel|get-master-addr-by-name \
                  +sentinel|sentinels +sentinel|replicas +sentinel|slaves\n\
                  user operator on >{OPERATOR} allcommands allchannels\n\

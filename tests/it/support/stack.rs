@@ -134,16 +134,33 @@ impl Stack {
 
     /// Topics and keys, and no process.
     pub async fn bare(extra: &[(&str, &str)]) -> Self {
-        Self::with_topics(extra, Catalogue::embedded(true).unwrap()).await
+        Self::with_topics(namespace(), extra, Catalogue::embedded(true).unwrap())
+            .await
+            .with_keys()
+            .await
     }
 
     /// As [`Stack::bare`], with topics that are replicated as they are where it matters.
     pub async fn replicated(extra: &[(&str, &str)]) -> Self {
-        Self::with_topics(extra, Catalogue::embedded(false).unwrap()).await
+        Self::with_topics(namespace(), extra, Catalogue::embedded(false).unwrap())
+            .await
+            .with_keys()
+            .await
     }
 
-    async fn with_topics(extra: &[(&str, &str)], catalogue: Catalogue) -> Self {
-        let namespace = namespace();
+    /// Topics in a namespace, and neither key nor process.
+    pub async fn empty(namespace: String, extra: &[(&str, &str)]) -> Self {
+        Self::with_topics(namespace, extra, Catalogue::embedded(true).unwrap()).await
+    }
+
+    async fn with_keys(mut self) -> Self {
+        let keys = self.keys();
+        self.api_key = mint(&keys, &self.tenant, Role::Client).await;
+        self.admin_key = mint(&keys, &self.tenant, Role::Admin).await;
+        self
+    }
+
+    async fn with_topics(namespace: String, extra: &[(&str, &str)], catalogue: Catalogue) -> Self {
         let folder = std::env::temp_dir().join(&namespace);
         let mut environment = environment(&namespace, extra);
         let mut default = |name: &str, value: String| {
@@ -167,7 +184,7 @@ impl Stack {
         // Each process takes a free port, and logs which.
         default("AGENTHUB_API_ADDR", "127.0.0.1:0".to_owned());
         default("AGENTHUB_PROBE_ADDR", "127.0.0.1:0".to_owned());
-        let mut stack = Self {
+        let stack = Self {
             namespace,
             tenant: "acme".parse().unwrap(),
             // An idle connection belongs to the runtime of one test, and a stack may be shared.
@@ -187,9 +204,6 @@ impl Stack {
             .apply(&catalogue, false)
             .await
             .unwrap();
-        let keys = stack.keys();
-        stack.api_key = mint(&keys, &stack.tenant, Role::Client).await;
-        stack.admin_key = mint(&keys, &stack.tenant, Role::Admin).await;
         stack
     }
 

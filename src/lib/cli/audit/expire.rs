@@ -17,8 +17,8 @@ use crate::rollup::{self, Expiry};
 #[command(after_help = "Examples:\n  \
     agenthub audit expire --older-than-days 400 --dry-run\n  \
     agenthub audit expire --older-than-days 30 --tenant demo\n\n\
-    Needs AGENTHUB_AUDIT_SIGNING_KEY: a signed record says which files may be absent. Run it by a\n\
-    timer, for each tenant with a time of its own.")]
+    Needs AGENTHUB_AUDIT_SIGNING_KEY: a signed record says which files may be absent. The roll-up\n\
+    does the same by itself where AGENTHUB_AUDIT_RETENTION_DAYS says so.")]
 pub(super) struct Args {
     /// Remove files of hours that ended this many days ago or earlier.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -50,6 +50,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .map_err(|_| anyhow!("--older-than-days is too large"))?;
     let expiry = Expiry {
         tenant: args.tenant,
+        except: Vec::new(),
         before_ms: u64::try_from(before.as_millisecond()).unwrap_or(0),
         dry_run: args.dry_run,
     };

@@ -23,8 +23,8 @@ use crate::config::Settings;
 use crate::ids::{RunId, SessionId, TenantId};
 use crate::kafka::{Extent, KafkaSettings, Place, ReadError, StoredRecord, TopicReader};
 use crate::messages::{
-    AuditRecord, BudgetRecord, CommandKind, EventBatch, EventType, KeyRecord, QueuedState, RunSpec,
-    SCHEMA_VERSION, Signer, State, StateRecord, TenantRecord, Topic, header,
+    self, AuditRecord, BudgetRecord, CommandKind, EventBatch, EventType, KeyRecord, QueuedState,
+    RunSpec, Signer, State, StateRecord, TenantRecord, Topic, Unreadable, Versioned, header,
 };
 use crate::privacy::{DataKey, KeyRing, Sealed};
 use crate::runs::Runs;
@@ -122,6 +122,8 @@ struct RawCommand<'a> {
     v: u16,
     kind: CommandKind,
     wake: u32,
+    #[serde(default)]
+    turn: u32,
     #[serde(borrow)]
     spec: &'a RawValue,
     plan: Option<Sealed>,
@@ -130,6 +132,7 @@ struct RawCommand<'a> {
 /// The events of a record, as far as a first look needs them.
 #[derive(Deserialize)]
 struct Glance {
+    v: u16,
     events: Vec<GlancedEvent>,
 }
 
@@ -254,7 +257,7 @@ impl Rebuild {
                 return Ok(());
             };
             let record: StateRecord = decode(value)?;
-            if record.v > SCHEMA_VERSION || record.state.record_key() != key {
+            if record.state.record_key() != key {
                 return Err("undecodable");
             }
             match record.state {
@@ -536,12 +539,13 @@ fn command(sessions: &mut Sessions, record: &StoredRecord) -> Result<(), &'stati
     let raw: RawCommand<'_> = decode(record.value.as_deref().unwrap_or_default())?;
     let spec: RunSpec = serde_json::from_str(raw.spec.get()).map_err(|_| "undecodable")?;
     let key = record.key.as_deref().unwrap_or_default();
-    if raw.v > SCHEMA_VERSION || key != spec.run_id.as_str().as_bytes() {
+    if key != spec.run_id.as_str().as_bytes() {
         return Err("undecodable");
     }
     if let Some(session) = owned(sessions, &spec.session_id.clone(), record) {
         let run = session.run(&spec.run_id.clone());
-        run.command(raw.kind, raw.wake, spec, raw.spec.get(), raw.plan);
+        let spec = (spec, raw.spec.get());
+        run.command(raw.kind, raw.wake, raw.turn, spec, raw.plan);
     }
     Ok(())
 }
@@ -556,8 +560,23 @@ fn owned<'s>(
     (record.header(header::TENANT) == Some(session.record.tenant.as_str())).then_some(session)
 }
 
-fn decode<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, &'static str> {
-    serde_json::from_slice(value).map_err(|_| "undecodable")
+impl Versioned for RawCommand<'_> {
+    fn version(&self) -> u16 {
+        self.v
+    }
+}
+
+impl Versioned for Glance {
+    fn version(&self) -> u16 {
+        self.v
+    }
+}
+
+fn decode<'a, T: Deserialize<'a> + Versioned>(value: &'a [u8]) -> Result<T, &'static str> {
+    messages::read(value).map_err(|error| match error {
+        Unreadable::Version(_) => "unknown_version",
+        Unreadable::Undecodable(_) => "undecodable",
+    })
 }
 
 fn open<T: for<'a> Deserialize<'a>>(key: &DataKey, sealed: &Sealed) -> Option<T> {

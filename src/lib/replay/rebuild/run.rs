@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::money::day;
 use crate::ids::RunId;
 use crate::messages::{
-    AuditRecord, CommandKind, Data, Event, EventType, OnConflict, RunKind, RunSpec,
+    AuditRecord, CommandKind, Data, Event, EventType, OnConflict, ResolvedStep, RunKind, RunSpec,
 };
 use crate::privacy::{DataKey, Sealed};
-use crate::runs::{RestoredRun, RunStatus, StepEntry, StepStatus};
+use crate::runs::{RESOLVED_FAILED, RestoredRun, RunStatus, StepEntry, StepStatus};
 
 /// What was spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +76,21 @@ pub(super) struct RunFold {
     settled: BTreeMap<String, String>,
     usage: Usage,
     cancelled: bool,
+    /// What was said of steps whose outcome was not known.
+    resolved: Vec<ResolvedStep>,
+    /// An agent's answers that called something: the journal's entries, by the number of the call.
+    answers: BTreeMap<u32, Value>,
+    /// The last command: how many were emitted before it, its stage, and the turn it belongs to.
+    last: Option<(u32, CommandKind, u32)>,
+}
+
+/// What a retry takes over.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    steps: BTreeMap<String, StepEntry>,
+    answers: BTreeMap<u32, Value>,
+    /// Whether the outcome of a step is not known.
+    unsure: bool,
 }
 
 impl RunFold {
@@ -83,14 +98,18 @@ impl RunFold {
         &mut self,
         kind: CommandKind,
         wake: u32,
-        spec: RunSpec,
-        text: &str,
+        turn: u32,
+        (spec, text): (RunSpec, &str),
         plan: Option<Sealed>,
     ) {
         let wakes = self.wakes.entry(kind.as_str()).or_default();
         *wakes = (*wakes).max(wake);
         self.handed_over |= kind == CommandKind::Execute;
-        self.plan = plan.or_else(|| self.plan.take());
+        if self.last.is_none_or(|(before, ..)| before <= wake) {
+            self.last = Some((wake, kind, turn));
+            // An agent has another plan in each turn.
+            self.plan = plan.or_else(|| self.plan.take());
+        }
         self.spec.get_or_insert_with(|| (spec, text.to_owned()));
     }
 
@@ -102,6 +121,9 @@ impl RunFold {
             EventType::RunQueued => self.queued_ms = Some(event.ts),
             EventType::PlanStarted => {
                 self.planning_ms.get_or_insert(event.ts);
+            }
+            EventType::PlanCreated if self.kind() == Some(RunKind::Agent) => {
+                self.answer(event, &data);
             }
             EventType::PlanCreated => {
                 self.plan = event.state.clone().or_else(|| self.plan.take());
@@ -122,6 +144,20 @@ impl RunFold {
             | EventType::StepFailed => self.step(event, &data),
             EventType::LlmDelta | EventType::StepProgress | EventType::BudgetWarning => {}
         }
+    }
+
+    /// An agent's answer that called something. One whose event was too long to say which it was is lost.
+    fn answer(&mut self, event: &Event, data: &Value) {
+        let number = |name: &str| data.get(name).and_then(Value::as_u64);
+        let call = number("call").and_then(|call| u32::try_from(call).ok());
+        let (Some(call), Some(answer)) = (call, &event.state) else {
+            return;
+        };
+        let entry = json!({
+            "model": data.get("model"), "cost_micro_usd": number("cost_micro_usd").unwrap_or(0),
+            "duration_ms": 0, "answer": answer,
+        });
+        self.answers.insert(call, entry);
     }
 
     fn end(&mut self, status: RunStatus, event: &Event, data: &Value) {
@@ -182,6 +218,7 @@ impl RunFold {
         if record.action == "request" {
             let cancels = record.route.as_deref() == Some("/v1/runs/{run_id}/cancel");
             self.cancelled |= cancels;
+            self.resolved.extend(record.resolved.clone());
             return;
         }
         let (Some(call), Some(settlement)) = (&record.call, &record.settlement) else {
@@ -218,26 +255,56 @@ impl RunFold {
         self.spec.as_ref()?.0.retry_of.clone()
     }
 
-    /// Steps that are done, as a retry takes them over, and whether the outcome of one is unknown.
-    pub(super) fn done(&self) -> (BTreeMap<String, StepEntry>, bool) {
-        let done = self.steps.iter();
-        let done = done.filter(|(_, entry)| entry.status == StepStatus::Succeeded);
+    /// Notes what was said of its steps after its end, which its events do not tell.
+    pub(super) fn resolve(&mut self) {
+        for said in std::mem::take(&mut self.resolved) {
+            let Some(entry) = self.steps.get_mut(&said.step_id) else {
+                continue;
+            };
+            if said.succeeded {
+                entry.status = StepStatus::Succeeded;
+                entry.output = said.output;
+                (entry.code, entry.error) = (None, None);
+            } else {
+                entry.status = StepStatus::Failed;
+                entry.code = Some(RESOLVED_FAILED.to_owned());
+            }
+        }
+    }
+
+    /// What is done, as a retry takes it over (`take_over_steps` in the scripts).
+    pub(super) fn done(&self) -> Done {
+        let agent = self.kind() == Some(RunKind::Agent);
+        let by_its_end = |code: &str| matches!(code, "cancelled" | "budget_exceeded");
+        let is_done = |entry: &StepEntry| match entry.status {
+            StepStatus::Succeeded => true,
+            StepStatus::Failed => agent && !entry.code.as_deref().is_some_and(by_its_end),
+            _ => false,
+        };
+        let steps = self.steps.iter().filter(|(_, entry)| is_done(entry));
+        let mut steps = steps.map(|(id, entry)| (id.clone(), entry.clone()));
         let unknown = |entry: &StepEntry| entry.status == StepStatus::OutcomeUnknown;
-        let done = done.map(|(id, entry)| (id.clone(), entry.clone()));
-        (done.collect(), self.steps.values().any(unknown))
+        Done {
+            steps: steps.by_ref().collect(),
+            answers: self.answers.clone(),
+            unsure: self.steps.values().any(unknown),
+        }
     }
 
     /// Takes over what the run before it had done; `None` when no topic tells that any more. Where the
-    /// outcome of a step was unknown, somebody has said what became of it, which is on no topic: rather
-    /// than that the step is made again in silence, the run ends.
-    pub(super) fn take_over(&mut self, before: Option<(BTreeMap<String, StepEntry>, bool)>) {
-        let Some((done, unsure)) = before else {
+    /// outcome of a step is unknown, though somebody must have said what became of it, the run ends
+    /// rather than that the step is made again in silence.
+    pub(super) fn take_over(&mut self, before: Option<Done>) {
+        let Some(done) = before else {
             self.cancelled = true;
             return;
         };
-        self.cancelled |= unsure;
-        for (step, entry) in done {
+        self.cancelled |= done.unsure;
+        for (step, entry) in done.steps {
             self.steps.entry(step).or_insert(entry);
+        }
+        for (call, answer) in done.answers {
+            self.answers.entry(call).or_insert(answer);
         }
     }
 
@@ -286,6 +353,7 @@ impl RunFold {
     ///
     /// `numbering` is where the numbers of its outbox go on: a process that outlived the old Redis may
     /// still acknowledge entries of before, and must not remove new ones.
+    #[allow(clippy::too_many_lines)] // field by field
     pub(super) fn restore(&self, id: &RunId, numbering: u64) -> Option<RestoredRun> {
         let (spec, text) = self.spec.as_ref()?;
         let mut fields = BTreeMap::new();
@@ -293,11 +361,16 @@ impl RunFold {
             fields.insert(name.to_owned(), value);
         };
         let executes = self.handed_over && self.is_handed_over(spec);
-        let stage = if executes {
-            CommandKind::Execute
-        } else {
-            spec.kind.first_command()
+        let agent = spec.kind == RunKind::Agent;
+        let stage = match self.last {
+            // It goes back and forth.
+            Some((_, stage, _)) if agent => stage,
+            _ if executes => CommandKind::Execute,
+            _ => spec.kind.first_command(),
         };
+        if let Some((_, _, turn)) = self.last.filter(|(_, _, turn)| *turn > 0) {
+            set("turn", turn.to_string());
+        }
         set("session", spec.session_id.to_string());
         set("stage", stage.as_str().to_owned());
         set("kind", spec.kind.as_str().to_owned());
@@ -336,6 +409,10 @@ impl RunFold {
             }
         } else {
             let begun = match (self.planning_ms, self.executing_ms) {
+                (Some(_), _) if agent && stage == CommandKind::Plan => {
+                    Some((CommandKind::Plan, RunStatus::Planning))
+                }
+                (_, None) if agent && stage == CommandKind::Execute => None,
                 (_, Some(_)) => Some((CommandKind::Execute, RunStatus::Executing)),
                 (Some(_), None) => Some((CommandKind::Plan, RunStatus::Planning)),
                 (None, None) => None,
@@ -351,7 +428,10 @@ impl RunFold {
                 set("begun", stage.as_str().to_owned());
                 set("begun_by", "rebuild".to_owned());
             }
-            let wake = self.wakes.get(stage.as_str()).copied().unwrap_or(0);
+            let wake = match self.last {
+                Some((wake, ..)) if agent => wake,
+                _ => self.wakes.get(stage.as_str()).copied().unwrap_or(0),
+            };
             set("wake", wake.to_string());
             set("outbox_next", numbering.to_string());
             if self.cancelled {
@@ -361,15 +441,24 @@ impl RunFold {
         for (call, settled) in &self.settled {
             set(&format!("b:{call}"), settled.clone());
         }
-        // An answer is not on the topics: planning that had not come to its end begins anew, and its
-        // calls count. Elsewhere the calls are only shown.
+        // An answer that did not become a plan is not on the topics: planning that had not come to its end
+        // begins anew, and its calls count. Elsewhere the calls are only shown. An agent goes on from those
+        // of its answers that called something.
+        for (number, answer) in &self.answers {
+            let mut entry = self.model_calls.get(number).cloned();
+            let entry = entry.get_or_insert_with(|| answer.clone());
+            entry["answer"] = answer["answer"].clone();
+            set(&format!("m:{number}"), entry.to_string());
+        }
+        let known =
+            |number: &u32| agent && (self.end.is_none() || self.answers.contains_key(number));
         if self.end.is_none() && stage == CommandKind::Plan {
             if let Some(since) = self.planning_ms {
                 let (call, text) = self.call_under_way(since)?;
                 set(&call, text);
             }
         } else {
-            for (number, call) in &self.model_calls {
+            for (number, call) in self.model_calls.iter().filter(|(n, _)| !known(n)) {
                 set(&format!("m:{number}"), call.to_string());
             }
         }

@@ -125,6 +125,7 @@ impl SessionFold {
             let run = self.runs.entry(event.run_id.clone()).or_default();
             run.event(event, key);
         }
+        self.runs.values_mut().for_each(RunFold::resolve);
         // Ids sort by the time of creation: what a run takes over is there before it is asked for.
         let ids: Vec<RunId> = self.runs.keys().cloned().collect();
         for id in ids {

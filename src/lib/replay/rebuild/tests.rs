@@ -58,7 +58,7 @@ fn folded(
     for (kind_of, wake) in commands {
         let spec = spec(&run, kind);
         let plan = (*kind_of == CommandKind::Execute).then(|| Sealed::from_stored("plan"));
-        fold.command(*kind_of, *wake, spec, "{}", plan);
+        fold.command(*kind_of, *wake, 0, (spec, "{}"), plan);
     }
     for (seq, (event_type, data)) in (1..).zip(events) {
         fold.event(&event(&run, seq, *event_type, data), None);
@@ -261,9 +261,13 @@ fn a_step_whose_event_was_too_long_gets_its_tool_from_the_plan() {
 fn what_was_spent_counts_once_and_where_it_was_reserved() {
     let (run, ids) = (RunId::generate(), SessionId::generate());
     let mut session = session(&ids);
-    session
-        .run(&run)
-        .command(CommandKind::Plan, 0, spec(&run, "plan_execute"), "{}", None);
+    session.run(&run).command(
+        CommandKind::Plan,
+        0,
+        0,
+        (spec(&run, "plan_execute"), "{}"),
+        None,
+    );
     session.event(event(&run, 1, EventType::PlanStarted, &json!({})));
     let mut money = MoneyFold::default();
     // The second call's use was not known at first.
@@ -324,8 +328,10 @@ fn a_retry_takes_over_what_was_done_and_repeats_nothing_unsure() {
         let execute = CommandKind::Execute;
         session
             .run(&first)
-            .command(execute, 0, spec(&first, "execute"), "{}", None);
-        session.run(&second).command(execute, 0, again, "{}", None);
+            .command(execute, 0, 0, (spec(&first, "execute"), "{}"), None);
+        session
+            .run(&second)
+            .command(execute, 0, 0, (again, "{}"), None);
         session.event(step(&first, 1, E::StepCompleted, "a", ""));
         let code = if unsure {
             "outcome_unknown"
@@ -355,7 +361,7 @@ fn order_repeats_and_expiry() {
     for (n, run) in (1..).zip(&runs) {
         session
             .run(run)
-            .command(CommandKind::Plan, 0, spec(run, "plan"), "{}", None);
+            .command(CommandKind::Plan, 0, 0, (spec(run, "plan"), "{}"), None);
         events.push(event(run, n, EventType::RunQueued, &json!({})));
     }
     // The first ends; the records come in any order, and some twice.
@@ -452,4 +458,95 @@ fn request_to_cancel(run: &RunId) -> AuditRecord {
         "route": "/v1/runs/{run_id}/cancel", "decision": "allowed",
     });
     serde_json::from_value(record).unwrap()
+}
+
+#[test]
+fn what_was_said_of_a_step_is_taken_over() {
+    use EventType as E;
+    let step = |run: &RunId, seq, id: &str| {
+        let data = json!({ "step": id, "tool": "pay", "code": "outcome_unknown" });
+        event(run, seq, E::StepFailed, &data)
+    };
+    let (first, second) = (RunId::generate(), RunId::generate());
+    let mut session = session(&SessionId::generate());
+    let execute = CommandKind::Execute;
+    let mut again = spec(&second, "execute");
+    again.retry_of = Some(first.clone());
+    for (run, spec) in [(&first, spec(&first, "execute")), (&second, again)] {
+        session.run(run).command(execute, 0, 0, (spec, "{}"), None);
+    }
+    session.event(step(&first, 1, "a"));
+    session.event(step(&first, 2, "b"));
+    let end = json!({ "code": "outcome_unknown" });
+    session.event(event(&first, 3, E::RunFailed, &end));
+    session.event(event(&second, 4, E::RunQueued, &json!({})));
+    for (id, succeeded) in [("a", true), ("b", false), ("no such step", true)] {
+        let record = json!({
+            "v": 1, "id": id, "ts": NOW, "action": "request", "tenant": "acme", "run_id": first,
+            "decision": "allowed", "resolved": { "step_id": id, "succeeded": succeeded, "output": "said" },
+        });
+        session.audit(&serde_json::from_value(record).unwrap());
+    }
+    drop(session.fold_events(None));
+    let restored = session.restore(TERMS).unwrap();
+    let old = &restored.ended[0].0.fields;
+    let new = &restored.session.runs[0].fields;
+    assert!(old["s:a"].contains("\"output\":\"said\""), "{old:?}");
+    assert!(old["s:b"].contains("resolved_failed"), "{old:?}");
+    assert_eq!(new["s:a"], old["s:a"]);
+    assert!(!new.contains_key("s:b") && !new.contains_key("cancel"));
+}
+
+#[test]
+fn an_agent_goes_on_from_its_answers() {
+    use CommandKind::{Execute, Plan};
+    use EventType as E;
+    let run = RunId::generate();
+    let fold = |commands: &[(CommandKind, u32, u32)], ended: bool| {
+        let mut fold = RunFold::default();
+        for (kind, wake, turn) in commands {
+            let plan = (*kind == Execute).then(|| Sealed::from_stored(format!("calls {turn}")));
+            fold.command(*kind, *wake, *turn, (spec(&run, "agent"), "{}"), plan);
+        }
+        let created = |call| json!({ "call": call, "turn": 1, "model": "m", "state": format!("answer {call}") });
+        let mut events = vec![
+            (E::PlanStarted, json!({})),
+            (E::PlanCreated, created(2)),
+            (E::RunStarted, json!({})),
+            (
+                E::StepCompleted,
+                json!({ "step": "t1s1", "tool": "pay", "state": "output" }),
+            ),
+            (E::PlanCreated, created(3)),
+        ];
+        events.extend(ended.then(|| (E::RunCancelled, json!({}))));
+        for (seq, (kind, data)) in (1..).zip(&events) {
+            fold.event(&event(&run, seq, *kind, data), None);
+        }
+        fold.restore(&run, 9).unwrap().fields
+    };
+    let all = [(Plan, 0, 0), (Execute, 1, 0), (Plan, 2, 1), (Execute, 3, 1)];
+    let calling = fold(&all, false);
+    for (name, value) in [
+        ("stage", "execute"),
+        ("turn", "1"),
+        ("wake", "3"),
+        ("plan", "calls 1"),
+    ] {
+        assert_eq!(calling[name], value, "{name}");
+    }
+    assert!(calling["m:2"].contains("answer 2") && calling["m:3"].contains("answer 3"));
+    // Whatever the order in which the topics are read.
+    let asking = fold(&[all[0], all[2], all[1]], false);
+    for (name, value) in [
+        ("stage", "plan"),
+        ("turn", "1"),
+        ("wake", "2"),
+        ("begun", "plan"),
+    ] {
+        assert_eq!(asking[name], value, "{name}");
+    }
+    let ended = fold(&all, true);
+    assert_eq!(ended["status"], "cancelled");
+    assert!(ended["m:3"].contains("answer 3"));
 }

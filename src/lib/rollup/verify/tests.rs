@@ -587,6 +587,7 @@ async fn what_retention_removed_may_be_absent_and_nothing_else() {
     let there = Installation::new().await;
     let (store, keys) = (Arc::new(there.store.fork()), &there.options.keys);
     let mut expiry = Expiry {
+        except: Vec::new(),
         tenant: Some("acme".parse().unwrap()),
         before_ms: HOUR + 3_599_999,
         dry_run: false,

@@ -2,7 +2,7 @@
 -- and its timer in one round trip.
 --
 -- A: gate, idempotency? = { key, fingerprint, ttl_ms }, run, session, kind, stage, spec (JSON text,
---    without its tools), deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of
+--    without what the key allows), deadline, parallel, reject, budget?, retry_of?, traceparent?, plan?, queued (JSON text of
 --    run.queued's data),
 --    queued_state?, audit (JSON text), redrive? = { letter, force, operator }
 -- Returns { outcome, … }:
@@ -11,6 +11,7 @@
 local refusal, found
 if A.redrive and A.redrive.operator then
   -- It passed the gate of its own tenant, whose keys are in another slot.
+  -- The models that the run before was held to are in the specification.
   found = { role = 'admin', tools = A.gate.tools_allowed, rows = {} }
 else
   refusal, found = gate()
@@ -50,6 +51,10 @@ end
 
 if found.tools then
   A.spec = '{"tools_allowed":' .. cjson.encode(found.tools) .. ',' .. string.sub(A.spec, 2)
+end
+
+if found.models then
+  A.spec = '{"models_allowed":' .. cjson.encode(found.models) .. ',' .. string.sub(A.spec, 2)
 end
 
 if A.retry_of then

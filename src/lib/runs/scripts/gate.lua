@@ -98,8 +98,8 @@ local function allowed(text)
   return text and text ~= '' and cjson.decode(text) or nil
 end
 
--- Returns nil and what was found (the role, where the limits stand, and the tools that both the request
--- and its key allow: nil for all), or a refusal { 'refused', code, rule, limit rows, role? }.
+-- Returns nil and what was found (the role, where the limits stand, the tools that both the request and
+-- its key allow, and the models that the key allows: nil for all), or a refusal { 'refused', code, rule, limit rows, role? }.
 -- Limit rows are { rule, limit, window, remaining, reset in ms }, in the order of checking.
 local function gate()
   local g = A.gate
@@ -129,8 +129,9 @@ local function gate()
   if not contains(g.roles, k.role) then
     return forbidden('role')
   end
-  local models = g.model and allowed(k.models)
-  if models and not contains(models, g.model) then
+  local models = allowed(k.models)
+  found.models = models
+  if models and g.model and not contains(models, g.model) then
     return forbidden('models_allowed')
   end
   local tools = allowed(k.tools)

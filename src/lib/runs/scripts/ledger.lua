@@ -267,13 +267,34 @@ local function add_run(a, created)
   return R
 end
 
--- Copies what an earlier run finished: its successful steps. Returns whether that run is there.
+-- Whether a step of an agent failed by what its tool said, and not because its run ended: that is a part of
+-- the conversation.
+local function is_told_failure(step)
+  return step.status == 'failed' and step.code ~= 'cancelled' and step.code ~= 'budget_exceeded'
+end
+
+-- Copies what an earlier run finished: its successful steps, and of an agent the whole conversation, its
+-- model's answers and the calls that failed. Returns whether that run is there.
 local function take_over_steps(R, id)
   local flat = redis.call('HGETALL', key('run', id))
+  local agent = R.f.kind == 'agent'
+  local answers = 0
   for i = 1, #flat, 2 do
-    if string.sub(flat[i], 1, 2) == 's:' and cjson.decode(flat[i + 1]).status == 'succeeded' then
+    local kind = string.sub(flat[i], 1, 2)
+    if kind == 's:' then
+      local step = cjson.decode(flat[i + 1])
+      if step.status == 'succeeded' or (agent and is_told_failure(step)) then
+        set(R, flat[i], flat[i + 1])
+      end
+    elseif kind == 'm:' and agent and cjson.decode(flat[i + 1]).answer ~= '' then
       set(R, flat[i], flat[i + 1])
+      answers = answers + 1
     end
+  end
+  -- The calls of the last answer are what an executor goes on with; a planner goes on after them.
+  local turn = R.f.stage == 'execute' and answers - 1 or answers
+  if turn > 0 then
+    set(R, 'turn', turn)
   end
   return #flat > 0
 end
