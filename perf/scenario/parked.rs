@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agenthub::config::{Settings, Source};
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
 use agenthub::messages::{
-    CommandKind, KeyPolicy, KeyRecord, OnConflict, RunKind, RunSpec, SCHEMA_VERSION,
+    CommandKind, KeyPolicy, KeyRecord, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Told,
 };
 use agenthub::privacy::{DataKey, KeyRing};
 use agenthub::runs::{
@@ -326,7 +326,7 @@ impl Ledger {
             retry_of: None,
             traceparent: None,
             plan: None,
-            queued: "{}",
+            queued: Told::nothing(),
             queued_state: None,
             audit: &audit.to_string(),
         };

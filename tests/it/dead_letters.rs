@@ -9,7 +9,7 @@ use agenthub::ids::TenantId;
 use agenthub::kafka::Producer;
 use agenthub::kafka::admin::Admin;
 use agenthub::kafka::catalogue::Catalogue;
-use agenthub::messages::{CommandKind, Outgoing, Signer, Topic};
+use agenthub::messages::{CommandKind, Outgoing, Signer, Told, Topic};
 use agenthub::runs::{NewRecord, Next, Recorded, RunStatus, Transition};
 use axum::Router;
 use axum::body::Bytes;
@@ -490,7 +490,7 @@ async fn a_worker_that_lost_its_run_leaves_no_letter() {
     let end = || {
         Some(Next::End {
             status: RunStatus::Failed,
-            data: "{}".into(),
+            data: Told::nothing(),
             state: None,
         })
     };

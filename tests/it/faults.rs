@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agenthub::config::Settings;
 use agenthub::governance::{Governance, Permission};
 use agenthub::ids::{RunId, SessionId};
-use agenthub::messages::{CommandKind, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Signer};
+use agenthub::messages::{CommandKind, OnConflict, RunKind, RunSpec, SCHEMA_VERSION, Signer, Told};
 use agenthub::plan::Plan;
 use agenthub::privacy::{DataKey, KeyCache, KeyRing};
 use agenthub::runs::{
@@ -115,7 +115,7 @@ impl<'a> Insider<'a> {
             retry_of: None,
             traceparent: None,
             plan: Some(&plan),
-            queued: "{}",
+            queued: Told::nothing(),
             queued_state: None,
             audit: &audit.to_string(),
         };
@@ -329,7 +329,7 @@ async fn a_worker_that_dies_after_the_terminal_transition() {
         let mut end = Transition::new(&run, "dead", 1);
         end.next = Some(Next::End {
             status: RunStatus::Succeeded,
-            data: "{}".to_owned(),
+            data: Told::nothing(),
             state: None,
         });
         let recorded = stack.runs().record(&stack.tenant, &end).await.unwrap();

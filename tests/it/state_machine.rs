@@ -6,7 +6,7 @@ mod model;
 use std::collections::{BTreeSet, VecDeque};
 
 use agenthub::ids::RunId;
-use agenthub::messages::CommandKind;
+use agenthub::messages::{CommandKind, Told};
 use agenthub::privacy::Sealed;
 use agenthub::runs::{
     Admission, Cancel, CancelMode, Next, Recorded, Renewal, RunStatus, Transition,
@@ -372,7 +372,11 @@ impl Pair {
             }
             Op::Abandon { run } => {
                 let run = run % count;
-                let abandoned = ledger.runs.abandon(tenant, &ids[run], "{}").await.unwrap();
+                let abandoned = ledger
+                    .runs
+                    .abandon(tenant, &ids[run], &Told::nothing())
+                    .await
+                    .unwrap();
                 prop_assert_eq!(abandoned.is_some(), model.abandon(run), "{:?}", op);
             }
             Op::Sweep => {
@@ -510,7 +514,7 @@ fn next(to: To) -> Option<Next> {
         },
         To::End(status) => Next::End {
             status,
-            data: "{}".to_owned(),
+            data: Told::nothing(),
             state: None,
         },
     })

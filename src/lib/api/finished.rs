@@ -10,6 +10,7 @@ use super::state::ApiState;
 use crate::error::ApiError;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
+use crate::privacy::DataKey;
 use crate::runs::{RunView, StoredEvent};
 
 /// Events read from the history at once.
@@ -21,6 +22,7 @@ pub(super) async fn replay(
     caller: &Caller,
     session: &SessionId,
     view: &RunView,
+    key: Option<DataKey>,
     after: Option<EventId>,
 ) -> Result<Option<BoxStream<'static, Bytes>>, ApiError> {
     let mut replay = Replay {
@@ -28,6 +30,7 @@ pub(super) async fn replay(
         caller: caller.clone(),
         session: session.clone(),
         run: view.id.clone(),
+        key,
         cursor: after.unwrap_or(BEGINNING),
         more: true,
     };
@@ -47,7 +50,8 @@ pub(super) async fn replay(
     let rest = stream::unfold(Some((replay, first, told)), |step| async {
         let (mut replay, page, mut bytes) = step?;
         let gap_told = !bytes.is_empty();
-        bytes.extend(page.iter().map(sse::event));
+        let key = replay.key.as_ref();
+        bytes.extend(page.iter().map(|event| sse::event(event, key)));
         if page
             .last()
             .is_some_and(|event| event.event_type.is_terminal())
@@ -78,6 +82,8 @@ struct Replay {
     caller: Caller,
     session: SessionId,
     run: RunId,
+    /// What the events are sealed with.
+    key: Option<DataKey>,
     cursor: EventId,
     /// Whether the history may hold something after the cursor.
     more: bool,

@@ -14,6 +14,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
+use crate::privacy::DataKey;
 use crate::stream::{EventStream, StreamItem};
 
 /// Between two looks at whether the key is still in force: a revoked key's streams close within five
@@ -48,6 +49,8 @@ pub(super) struct Follower {
     caller: Caller,
     session: SessionId,
     run: Option<RunId>,
+    /// What the events are sealed with.
+    key: Option<DataKey>,
     events: EventStream,
     key_check: Interval,
     ready: VecDeque<Bytes>,
@@ -59,7 +62,7 @@ impl Follower {
     pub(super) fn new(
         state: ApiState,
         caller: Caller,
-        session: SessionId,
+        (session, key): (SessionId, Option<DataKey>),
         run: Option<RunId>,
         events: EventStream,
     ) -> Self {
@@ -70,6 +73,7 @@ impl Follower {
             caller,
             session,
             run,
+            key,
             events,
             key_check,
             ready: VecDeque::new(),
@@ -109,7 +113,7 @@ impl Follower {
                 if self.run.as_ref().is_some_and(|run| *run != event.run_id) {
                     return;
                 }
-                self.ready.push_back(sse::event(&event));
+                self.ready.push_back(sse::event(&event, self.key.as_ref()));
                 self.ended = self.run.is_some() && event.event_type.is_terminal();
             }
             StreamItem::Passing(event) => {

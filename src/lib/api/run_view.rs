@@ -10,7 +10,7 @@ use super::run_body::{
 use super::state::ApiState;
 use super::time::rfc3339;
 use crate::ids::TenantId;
-use crate::messages::{RunKind, RunSpec};
+use crate::messages::{Data, RunKind, RunSpec};
 use crate::plan::{CheckedPlan, Step};
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Fields, Journal, ModelCall, RunStatus, RunView, StepEntry, StepStatus};
@@ -70,27 +70,29 @@ fn summarise(
         max_cost_micro_usd: spec.max_cost_micro_usd,
         metadata: exit.json(&json!(spec.metadata)),
         retry_of: spec.retry_of.clone(),
-        error: failure(exit, fields, status),
+        error: failure(exit, fields, status, key),
         links: Links::of(view.id.as_str()),
     })
 }
 
-/// What the worker recorded, else what the terminal event told, else the status itself.
-fn failure(exit: &Exit, fields: &Fields, status: RunStatus) -> Option<Failure> {
+/// The code that the worker recorded, else what the terminal event told, else the status itself.
+fn failure(
+    exit: &Exit,
+    fields: &Fields,
+    status: RunStatus,
+    key: Option<&DataKey>,
+) -> Option<Failure> {
     if !status.is_terminal() || status == RunStatus::Succeeded {
         return None;
     }
-    let told: Value = fields
+    let told = fields
         .text("end")
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
-    let either = |name, alias: &str| {
-        let told = || told.get(alias).and_then(Value::as_str);
-        fields.text(name).or_else(told).map(str::to_owned)
-    };
+        .map_or(Value::Null, |text| Data::of_text(text).value(key));
+    let text = |name: &str| told.get(name).and_then(Value::as_str);
+    let code = fields.text("code").or_else(|| text("code"));
     Some(Failure {
-        code: either("code", "code").unwrap_or_else(|| status.as_str().to_owned()),
-        message: either("error", "message").map(|text| exit.text(&text)),
+        code: code.unwrap_or_else(|| status.as_str()).to_owned(),
+        message: text("message").map(|text| exit.text(text)),
     })
 }
 
@@ -176,7 +178,6 @@ impl Reader<'_> {
     }
 
     pub(super) fn begun(&self, body: StepBody, entry: &StepEntry) -> StepBody {
-        let message = entry.error.as_deref();
         let (status, code) = match entry.status {
             // The run ended before the step did, and nobody was there to record how that ended.
             StepStatus::Running | StepStatus::Retrying if self.status.is_terminal() => {
@@ -188,7 +189,10 @@ impl Reader<'_> {
         };
         let error = code.map(|code| Failure {
             code,
-            message: message.map(|text| self.exit.text(text)),
+            message: entry
+                .error
+                .as_ref()
+                .and_then(|sealed| self.exit.open_text(self.key?, sealed)),
         });
         StepBody {
             status,

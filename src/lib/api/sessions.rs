@@ -19,7 +19,7 @@ use super::state::ApiState;
 use super::time::rfc3339;
 use super::validate::{self, Labels};
 use crate::error::{ApiError, ErrorCode};
-use crate::governance::Permission;
+use crate::governance::{Permission, erased_record};
 use crate::ids::{SessionId, TenantId};
 use crate::messages::{
     Outgoing, SCHEMA_VERSION, SessionRecord, State as Recorded, StateRecord, Topic,
@@ -269,7 +269,9 @@ pub(super) async fn delete(
     let read = state.runs().session(tenant, gate, &session).await?;
     caller.found(read)?;
 
-    erase_state(&state, &caller, &session).await?;
+    let trace = caller.scope.facts().trace.to_string();
+    let erased = erased_record(tenant, &session, Some(trace));
+    state.parts.outbox.producer().publish(&erased).await?;
     let (_, outbox) = state.runs().delete_session(tenant, &session).await?;
     state.parts.data_keys.forget(&session);
     if let Err(error) = state.deliver(tenant, &outbox).await {
@@ -291,15 +293,6 @@ async fn known(
         }
         None => Err(caller.not_found(state, Permission::Sessions).await),
     }
-}
-
-/// Replaces the session's record by a null value, so that compaction removes its data key.
-async fn erase_state(
-    state: &ApiState,
-    caller: &Caller,
-    session: &SessionId,
-) -> Result<(), ApiError> {
-    record_state(state, caller, session, "erased", Bytes::new()).await
 }
 
 async fn record_state(

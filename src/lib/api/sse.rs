@@ -1,9 +1,12 @@
 //! Server-sent events (WHATWG HTML, section 9.2): the bytes on the wire.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::messages::EventId;
+use crate::privacy::DataKey;
 use crate::runs::{PassingEvent, StoredEvent};
 
 /// The first bytes of a stream: how long a client waits before it reconnects.
@@ -21,9 +24,13 @@ pub(super) fn farewell(why: &str) -> Bytes {
     Bytes::from(format!(": {why}\n\n"))
 }
 
-/// An event of the history.
-pub(super) fn event(event: &StoredEvent) -> Bytes {
-    frame(event.event_type.as_str(), Some(event.id), &event.json)
+/// An event of the history, its data opened with its session's key.
+pub(super) fn event(event: &StoredEvent, key: Option<&DataKey>) -> Bytes {
+    let opened = event.opened(key).unwrap_or_else(|error| {
+        tracing::warn!(%error, run_id = %event.run_id, "an event's data does not open");
+        Cow::Owned(event.closed())
+    });
+    frame(event.event_type.as_str(), Some(event.id), &opened)
 }
 
 /// An event without an id: a client that reconnects goes on from the one before it.
@@ -62,19 +69,14 @@ fn frame(name: &str, id: Option<EventId>, data: &str) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::EventType;
 
     #[test]
     fn an_event_has_its_name_id_and_data() {
-        let stored = StoredEvent {
-            id: "1-7".parse().unwrap(),
-            prev: None,
-            event_type: EventType::StepStarted,
-            run_id: crate::ids::RunId::generate(),
-            json: "{\"id\":\"1-7\"}".to_owned(),
-        };
-        let expected = "event: step.started\nid: 1-7\ndata: {\"id\":\"1-7\"}\n\n";
-        assert_eq!(event(&stored), expected);
+        let run = crate::ids::RunId::generate();
+        let text = format!(r#"{{"id":"1-7","type":"step.started","run_id":"{run}","data":{{}}}}"#);
+        let stored = StoredEvent::parse(&text).unwrap();
+        let expected = format!("event: step.started\nid: 1-7\ndata: {text}\n\n");
+        assert_eq!(event(&stored, None), expected);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::governance::Permission;
 use crate::ids::{RunId, SessionId};
 use crate::messages::EventId;
+use crate::privacy::DataKey;
 use crate::runs::{RunStatus, RunView};
 use crate::telemetry::{self, TraceContext};
 
@@ -66,9 +67,10 @@ async fn of_session(
         .runs()
         .session(caller.tenant(), gate, &session)
         .await?;
-    caller.found(read)?;
+    let (view, _) = caller.found(read)?;
+    let key = data_key(&state, &caller, &session, view.fields.text("key"));
     let told = Told::new(&caller, &session, None);
-    live(state, caller, session, None, told, after).await
+    live(state, caller, (session, key), None, told, after).await
 }
 
 async fn of_run(
@@ -85,8 +87,10 @@ async fn of_run(
     let (view, _) = caller.found(read)?;
     let session = view.fields.text("session").and_then(|id| id.parse().ok());
     let session: SessionId = session.ok_or_else(|| ApiError::new(ErrorCode::Internal))?;
+    let key = data_key(&state, &caller, &session, view.session_key.as_deref());
     if view.fields.status().is_some_and(RunStatus::is_terminal) {
-        return match finished::replay(&state, &caller, &session, &view, after).await? {
+        let replay = finished::replay(&state, &caller, &session, &view, key, after);
+        return match replay.await? {
             Some(bytes) => {
                 let told = Told::new(&caller, &session, Some((&run, &view)));
                 Ok(respond(&caller, &session, Some(&run), told, bytes))
@@ -95,7 +99,22 @@ async fn of_run(
         };
     }
     let told = Told::new(&caller, &session, Some((&run, &view)));
-    live(state, caller, session, Some(run), told, after).await
+    live(state, caller, (session, key), Some(run), told, after).await
+}
+
+/// What the session's events are sealed with; none when the session is gone or its key does not unwrap.
+fn data_key(
+    state: &ApiState,
+    caller: &Caller,
+    session: &SessionId,
+    wrapped: Option<&str>,
+) -> Option<DataKey> {
+    let keys = &state.parts.data_keys;
+    keys.unwrap(wrapped?, caller.tenant(), session)
+        .inspect_err(
+            |error| tracing::error!(%error, session_id = %session, "a data key does not unwrap"),
+        )
+        .ok()
 }
 
 /// The span of a stream, from its first byte until it ends or its client has gone. It belongs to the
@@ -141,7 +160,7 @@ impl Drop for Told {
 async fn live(
     state: ApiState,
     caller: Caller,
-    session: SessionId,
+    (session, key): (SessionId, Option<DataKey>),
     run: Option<RunId>,
     told: Told,
     after: Option<EventId>,
@@ -151,7 +170,13 @@ async fn live(
         .streams
         .follow(caller.tenant(), &session, after)
         .await?;
-    let follower = Follower::new(state, caller.clone(), session.clone(), run.clone(), events);
+    let follower = Follower::new(
+        state,
+        caller.clone(),
+        (session.clone(), key),
+        run.clone(),
+        events,
+    );
     Ok(respond(
         &caller,
         &session,

@@ -21,7 +21,7 @@ use super::{audit, problem::internal, sessions, wait};
 use crate::error::{ApiError, ErrorCode};
 use crate::governance::{IdempotencyKey, Permission};
 use crate::ids::{RunId, SessionId};
-use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec};
+use crate::messages::{CommandKind, OnConflict, QueuedState, RunKind, RunSpec, Told};
 use crate::plan::Plan;
 use crate::privacy::{DataKey, Sealed};
 use crate::runs::{Admission, Admit, Claim, Gate, Redrive, RunStatus};
@@ -347,7 +347,7 @@ pub(super) async fn admit(
     if let Some(source) = &spec.retry_of {
         queued["retry_of"] = json!(source);
     }
-    let queued = queued.to_string();
+    let queued = Told::plain(&queued);
     let id = format!("{run}/audit");
     let audit = audit::allowed(
         state,
@@ -386,7 +386,7 @@ pub(super) async fn admit(
         retry_of: spec.retry_of.as_ref(),
         traceparent: spec.traceparent.as_deref(),
         plan,
-        queued: &queued,
+        queued,
         queued_state,
         audit: &audit,
     };
@@ -438,7 +438,7 @@ async fn not_produced(
     });
     match state
         .runs()
-        .abandon(tenant, run_id, &data.to_string())
+        .abandon(tenant, run_id, &Told::plain(&data))
         .await?
     {
         Some(_) => Err(error), // the sweeper produces its end

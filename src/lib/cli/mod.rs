@@ -8,6 +8,7 @@ mod client;
 pub mod config;
 pub mod dlq;
 pub mod docs;
+pub mod erase;
 mod follow;
 pub mod keys;
 pub mod mask;
@@ -54,6 +55,8 @@ enum Command {
     Topics(topics::Args),
     /// Print, keep or re-enqueue what topics hold.
     Replay(Box<replay::Args>),
+    /// Erase a session, or what is known of somebody.
+    Erase(erase::Args),
     /// List, show and redrive dead letters.
     Dlq(dlq::Args),
     /// Verify, read and expire the audit files, and make their keys.
@@ -84,6 +87,7 @@ impl Cli {
             Command::Keys(args) => keys::run(args).await,
             Command::Topics(args) => topics::run(args).await,
             Command::Replay(args) => replay::run(*args).await,
+            Command::Erase(args) => erase::run(args).await,
             Command::Dlq(args) => dlq::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Mask(args) => mask::run(args).await,

@@ -3,29 +3,22 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::Subcommand;
-use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::dlq::masker;
+use super::replay::opening_keys;
 use super::replay::print::Printer;
 use super::replay::source::Records;
 use super::replay::{Where, Which};
-use crate::config::{Settings, Source};
+use crate::config::Source;
 use crate::kafka::KafkaSettings;
 use crate::kafka::admin::{Action, Admin, ClusterInfo, Findings, Plan};
 use crate::kafka::catalogue::Catalogue;
 use crate::kafka::schemas;
 use crate::messages::Topic;
-use crate::privacy::KeyRing;
-use crate::replay::Keys;
-use crate::runs::Runs;
-use crate::store::Redis;
-
-const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Create, check and describe the topics that `topics/topics.toml` declares.
 ///
@@ -151,11 +144,7 @@ async fn print_records(cat: &Cat) -> anyhow::Result<ExitCode> {
     let source = Source::from_process()?;
     let kafka = KafkaSettings::load(&source)?;
     let keys = if cat.open {
-        let settings = Settings::load(&source)?;
-        let ring = KeyRing::parse(settings.master_keys.expose_secret())
-            .map_err(|error| anyhow!("AGENTHUB_MASTER_KEYS: {error}"))?;
-        let runs = Runs::new(Redis::connect(&settings, REDIS_TIMEOUT)?, &settings);
-        Some(Keys::new(runs, ring))
+        Some(opening_keys(&source)?)
     } else {
         None
     };

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{dollars, duration, one_line, print, table};
+use super::replay::opening_keys;
 use crate::config::Source;
 use crate::ids::RunId;
-use crate::kafka::{Extent, KafkaSettings, Place, TopicReader};
-use crate::messages::{Signer, Topic};
-use crate::replay::{Happening, Story};
+use crate::kafka::{Extent, KafkaSettings, Place, StoredRecord, TopicReader};
+use crate::messages::{Signer, Topic, header};
+use crate::replay::{Happening, Keys, Story, cover};
 
 /// Where a run leaves traces.
 const TOPICS: [Topic; 5] = [
@@ -29,7 +30,8 @@ const MOST_DETAIL: usize = 100;
 /// and offset that hold it; attempts, waits and cost; and why it ended as it did.
 ///
 /// For operators: reads the topics (`KAFKA_BROKERS`, `AGENTHUB_NAMESPACE`) and believes what is signed
-/// (`AGENTHUB_SIGNING_SECRETS`). What it shows is masked.
+/// (`AGENTHUB_SIGNING_SECRETS`). What events tell is sealed: it is opened where `AGENTHUB_MASTER_KEYS` and
+/// `REDIS_URL` are set and the session was not erased. What it shows is masked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     agenthub why run_0190b3c2a7d87c3e9f1d2b4a6c8e0f12\n  \
@@ -55,6 +57,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         to: Place::Latest,
         partition: None,
     };
+    let mut keys = opening_keys(&source)
+        .inspect_err(|error| eprintln!("agenthub: what events tell stays sealed: {error:#}"))
+        .ok();
     let mut story = Story::default();
     let mut unbelieved = 0_u64;
     for topic in TOPICS {
@@ -64,7 +69,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let value = record.value.as_deref().unwrap_or_default();
             let headers = record.signed_headers();
             match signer.verify(reader.full_topic(), key, &headers, value) {
-                Ok(()) => story.add(topic, reader.full_topic(), &args.run_id, &record),
+                Ok(()) => {
+                    let record = opened(topic, record, &args.run_id, keys.as_mut()).await;
+                    story.add(topic, reader.full_topic(), &args.run_id, &record);
+                }
                 Err(_) => unbelieved += 1,
             }
         }
@@ -83,6 +91,32 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&sum(&story, unbelieved))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The record, what is sealed in it opened or replaced by why it does not open. Those of other runs are
+/// left as they are.
+async fn opened(
+    topic: Topic,
+    mut record: StoredRecord,
+    run: &RunId,
+    keys: Option<&mut Keys>,
+) -> StoredRecord {
+    if record.header(header::CE_SUBJECT) != Some(run.as_str()) {
+        return record;
+    }
+    let value = record.value.as_deref();
+    let Some(mut value) = value.and_then(|v| serde_json::from_slice::<Value>(v).ok()) else {
+        return record;
+    };
+    match keys {
+        Some(keys) => {
+            keys.open(topic, record.header(header::TENANT), &mut value)
+                .await;
+        }
+        None => cover(topic, &mut value),
+    }
+    record.value = Some(value.to_string().into());
+    record
 }
 
 fn row(happening: &Happening) -> [String; 5] {

@@ -7,6 +7,7 @@
 mod api_key;
 mod audit;
 mod budgets;
+mod erasure;
 mod idempotency;
 mod keys;
 mod policy;
@@ -17,6 +18,7 @@ mod tenants;
 pub use api_key::{IssuedKey, PresentedKey};
 pub use audit::{AuditTrail, Place, TrailFull};
 pub use budgets::Budgets;
+pub use erasure::{ErasedSession, Erasure, ErasureError, Erasures, Whom, erased_record};
 pub use idempotency::{IdempotencyKey, InvalidIdempotencyKey, fingerprint};
 pub use keys::{KeyError, Keys, NewKey};
 pub use policy::{PolicyError, check_policy, check_rules, parse_networks};

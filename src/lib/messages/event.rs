@@ -150,8 +150,9 @@ pub struct Event {
     pub attempt: Option<u32>,
     /// Milliseconds since the epoch, by Redis' clock.
     pub ts: u64,
-    /// What is to be told of it, masked.
-    #[schemars(with = "serde_json::Value")]
+    /// What is to be told of it, masked: a JSON object, or where it may hold what a client gave or got, a
+    /// string: the object's text, sealed with the session's data key.
+    #[schemars(with = "super::Data")]
     pub data: Box<RawValue>,
     /// On Kafka only: what a rebuild needs of what masking hides; sealed JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]

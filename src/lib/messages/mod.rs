@@ -13,6 +13,7 @@ mod event;
 mod record;
 mod signature;
 mod state;
+mod told;
 mod version;
 
 pub use audit::{AuditDecision, AuditRecord, ResolvedStep};
@@ -25,4 +26,5 @@ pub use state::{
     BudgetRecord, KeyPolicy, KeyRecord, RateRule, SessionRecord, State, StateRecord, TenantRecord,
     session_record_key,
 };
+pub use told::{Data, Told};
 pub use version::{OLDEST_VERSION, SCHEMA_VERSION, Unreadable, Versioned, read};

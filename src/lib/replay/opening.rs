@@ -117,7 +117,12 @@ fn slots(topic: Topic, value: &mut Value) -> Vec<(Option<SessionId>, &mut Value)
             let events = value.get_mut("events").and_then(Value::as_array_mut);
             for event in events.into_iter().flatten() {
                 let owner = session(event);
-                found.extend(event.get_mut("state").map(|state| (owner, state)));
+                let fields = event.as_object_mut().into_iter().flatten();
+                // Data in the clear is an object, and left as it is.
+                let sealed = fields.filter(|(name, part)| {
+                    name.as_str() == "state" || (name.as_str() == "data" && part.is_string())
+                });
+                found.extend(sealed.map(|(_, part)| (owner.clone(), part)));
             }
         }
         Topic::AgentState => {
@@ -159,11 +164,11 @@ mod tests {
         assert!(found.iter().all(|(owner, _)| *owner));
 
         let batch = json!({ "events": [
-            { "session_id": session, "data": {}, "state": "s" }, { "session_id": session, "data": {} },
+            { "session_id": session, "data": {}, "state": "s" }, { "session_id": session, "data": "d" },
         ] });
         assert_eq!(
             sealed_in(Topic::AgentEvents, batch),
-            [(true, "\"s\"".to_owned())]
+            [(true, "\"s\"".to_owned()), (true, "\"d\"".to_owned())]
         );
 
         let state =

@@ -162,6 +162,8 @@ impl Story {
                 parts.push(format!("{unit} {ms} ms"));
             }
         }
+        // What does not open says so in its own place.
+        parts.extend(data.as_str().map(str::to_owned));
         if data["cached"] == true {
             parts.push("from the cache".to_owned());
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::reply::{Reply, unexpected};
 use super::{Gate, LimitRow, OutboxEntry, Refusal, RunStatus, RunView, Runs, SessionView, scripts};
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
-use crate::messages::{CommandKind, RunKind};
+use crate::messages::{CommandKind, RunKind, Told};
 use crate::privacy::Sealed;
 use crate::store::StoreError;
 
@@ -50,8 +50,8 @@ pub struct Admit<'a> {
     /// The plan of an `execute` run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<&'a Sealed>,
-    /// JSON text of `run.queued`'s data, masked.
-    pub queued: &'a str,
+    /// What `run.queued` tells.
+    pub queued: Told,
     /// What a rebuild needs beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_state: Option<Sealed>,
@@ -324,12 +324,12 @@ impl Runs {
         &self,
         tenant: &TenantId,
         run: &RunId,
-        data: &str,
+        data: &Told,
     ) -> Result<Option<Vec<OutboxEntry>>, StoreError> {
         #[derive(Serialize)]
         struct Args<'a> {
             run: &'a RunId,
-            data: &'a str,
+            data: &'a Told,
         }
         let args = Args { run, data };
         let values: Vec<Value> = self
@@ -598,6 +598,35 @@ impl Runs {
             created.parse().unwrap_or(0),
             expires.parse().unwrap_or(0),
         )))
+    }
+
+    /// Whether there is a session, and how many runs it has, for an operator: no gate is passed.
+    pub async fn session_extent(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<(bool, u64), StoreError> {
+        let base = self.redis.base(tenant);
+        let mut connection = self.redis.connection();
+        let live = connection.exists(format!("{base}:ses:{session}"));
+        let live = self.redis.within(live).await?;
+        let runs = connection.zcard(format!("{base}:sruns:{session}"));
+        Ok((live, self.redis.within(runs).await?))
+    }
+
+    /// How many keys of a session there still are.
+    pub async fn left_of_session(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<u64, StoreError> {
+        let base = self.redis.base(tenant);
+        let keys: Vec<String> = ["ses", "ev", "sruns", "ord"]
+            .iter()
+            .map(|kind| format!("{base}:{kind}:{session}"))
+            .collect();
+        let mut connection = self.redis.connection();
+        self.redis.within(connection.exists(keys)).await
     }
 
     /// Erases a session and its runs; how many there were, and what is to be produced.

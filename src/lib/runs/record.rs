@@ -146,9 +146,9 @@ pub struct StepEntry {
     /// Why it failed; a stable name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Why it failed, for people; masked.
+    /// Why it failed, for people; masked text, sealed, since it may quote what was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub error: Option<Sealed>,
     /// The dead letter that its failure makes of the run; none where a rule forbade the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letter: Option<FailureClass>,

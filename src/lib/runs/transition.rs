@@ -10,7 +10,7 @@ use super::record::parse_cancel;
 use super::reply::{Reply, unexpected};
 use super::{CancelMode, Fields, OutboxEntry, RunStatus, Runs, scripts};
 use crate::ids::{KeyId, RunId, SessionId, TenantId};
-use crate::messages::{CommandKind, EventType, RunKind, Topic};
+use crate::messages::{CommandKind, EventType, RunKind, Told, Topic};
 use crate::privacy::Sealed;
 use crate::store::StoreError;
 
@@ -78,8 +78,8 @@ pub struct NewEvent {
     /// What happened.
     #[serde(rename = "type")]
     pub event_type: EventType,
-    /// JSON text of what is told, masked.
-    pub data: String,
+    /// What is told, masked.
+    pub data: Told,
     /// The step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
@@ -274,8 +274,8 @@ pub enum Next {
     End {
         /// A terminal state.
         status: RunStatus,
-        /// JSON text of the terminal event's data, masked.
-        data: String,
+        /// The terminal event's data, masked.
+        data: Told,
         /// What a rebuild needs of what masking hides.
         #[serde(skip_serializing_if = "Option::is_none")]
         state: Option<Sealed>,

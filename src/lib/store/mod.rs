@@ -109,6 +109,18 @@ impl std::fmt::Debug for Redis {
     }
 }
 
+/// What became of a request to write the append-only file anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AofRewrite {
+    /// It began, or begins when a snapshot ends.
+    Started,
+    /// One is under way, which may have begun too early.
+    UnderWay,
+    /// This user may not ask for it, or the service offers none.
+    Refused,
+}
+
 impl Redis {
     /// A connection that is made when it is first needed, and made again when it breaks. Each
     /// command ends within `timeout`, whatever Redis does.
@@ -241,6 +253,26 @@ impl Redis {
             }
         }
         Ok(())
+    }
+
+    /// Has the append-only file written anew, so that what was removed is not in it any more.
+    ///
+    /// # Errors
+    /// Redis cannot be reached. That it refuses is an outcome.
+    pub async fn rewrite_aof(&self) -> Result<AofRewrite, StoreError> {
+        let asked: Result<String, StoreError> = redis::cmd("BGREWRITEAOF")
+            .query_async(&mut self.connection())
+            .await
+            .map_err(StoreError::from);
+        match asked {
+            Ok(_) => Ok(AofRewrite::Started),
+            Err(StoreError::Failed(why)) if why.contains("in progress") => Ok(AofRewrite::UnderWay),
+            Err(StoreError::Failed(why)) => {
+                tracing::warn!(why, "the append-only file is not rewritten");
+                Ok(AofRewrite::Refused)
+            }
+            Err(away) => Err(away),
+        }
     }
 
     /// The tenants that have, or had, keys.

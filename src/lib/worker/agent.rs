@@ -238,9 +238,13 @@ fn result(run: &Owned, entry: Option<&StepEntry>) -> Result<CallResult, String> 
         let value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
         return Ok(CallResult::Output(value));
     }
+    let message = match &entry.error {
+        Some(error) => run.key.open(error).map_err(|e| e.to_string())?,
+        None => Vec::new(),
+    };
     Ok(CallResult::Failed {
         code: entry.code.clone().unwrap_or_default(),
-        message: entry.error.clone().unwrap_or_default(),
+        message: String::from_utf8_lossy(&message).into_owned(),
     })
 }
 
@@ -280,7 +284,7 @@ fn tell(
             status: StepStatus::Failed,
             ended_ms: Some(now),
             code: Some(call.code.to_owned()),
-            error: Some(masked(&call.message)),
+            error: Some(run.key.seal(masked(&call.message).as_bytes())),
             ..StepEntry::begun(&masked(&call.tool), 0, now)
         };
         transition.events.push(NewEvent {
@@ -289,7 +293,7 @@ fn tell(
                 .told(&json!({ "tool": call.tool, "code": call.code, "message": call.message })),
             step: Some(call.id.clone()),
             attempt: None,
-            state: None,
+            state: entry.error.clone(),
         });
         let entry = serde_json::to_string(&entry).unwrap_or_default();
         transition.set.insert(format!("s:{}", call.id), entry);

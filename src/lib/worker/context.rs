@@ -47,10 +47,4 @@ impl WorkerContext {
     pub(super) fn now_ms(&self) -> u64 {
         clock::now_ms()
     }
-
-    /// JSON text of a failure, masked.
-    pub(super) fn failure(&self, code: &str, message: &str) -> String {
-        let message = self.masker.text(message);
-        serde_json::json!({ "code": code, "message": &*message }).to_string()
-    }
 }

@@ -20,11 +20,12 @@ use super::owned::{Owned, Standing};
 use super::progress::{After, Progress};
 use super::results::Results;
 use super::spending::{Bounded, Unpriced};
+use super::telling::tell;
 use crate::config::Settings;
 use crate::executor::breaker::{ASK_AGAIN, Phase};
 use crate::executor::schedule::Outcome;
 use crate::ids::TenantId;
-use crate::messages::{Command, EventType, FailureClass, RunKind};
+use crate::messages::{Command, EventType, FailureClass, RunKind, Told};
 use crate::plan::{CheckedPlan, Plan};
 use crate::planner::agent::turn_of;
 use crate::pricing::Prices;
@@ -64,7 +65,8 @@ pub(super) struct Prepared {
 struct FirstStep {
     id: String,
     tool: String,
-    args: Value,
+    /// What its start tells.
+    started: Told,
     /// The model call that it makes.
     call: Option<Bounded>,
 }
@@ -149,7 +151,11 @@ impl Execution {
             first.push(FirstStep {
                 id: step.id.clone(),
                 tool: step.tool.clone(),
-                args,
+                started: tell(
+                    &self.masker,
+                    key,
+                    &json!({ "tool": step.tool, "args": args }),
+                ),
                 call,
             });
         }
@@ -161,7 +167,7 @@ impl Execution {
     }
 
     /// The stage's first events, and the steps that are begun with it.
-    pub(super) fn begin(&self, prepared: &Prepared, now_ms: u64) -> Begin {
+    pub(super) fn begin(prepared: &Prepared, now_ms: u64) -> Begin {
         let Ok(plan) = &prepared.plan else {
             return Begin::default();
         };
@@ -169,7 +175,7 @@ impl Execution {
         if prepared.first_turn {
             begin.events.push(NewEvent {
                 event_type: EventType::RunStarted,
-                data: json!({ "steps": plan.steps().len() }).to_string(),
+                data: Told::plain(&json!({ "steps": plan.steps().len() })),
                 step: None,
                 attempt: None,
                 state: None,
@@ -181,10 +187,9 @@ impl Execution {
                 format!("s:{}", step.id),
                 serde_json::to_string(&entry).unwrap_or_default(),
             );
-            let args = self.masker.json(&step.args);
             begin.events.push(NewEvent {
                 event_type: EventType::StepStarted,
-                data: json!({ "tool": step.tool, "args": &*args }).to_string(),
+                data: step.started.clone(),
                 step: Some(step.id.clone()),
                 attempt: Some(1),
                 state: None,
@@ -223,7 +228,7 @@ impl Execution {
         let plan = match prepared.plan {
             Ok(plan) => plan,
             Err(message) => {
-                let data = run.context.failure("invalid_plan", &message);
+                let data = run.failure("invalid_plan", &message);
                 let mut transition = run.transition();
                 transition
                     .set
@@ -587,7 +592,7 @@ impl Carrying<'_> {
         self.progress.forget_open(&mut transition);
         transition.next = Some(Next::End {
             status: RunStatus::Cancelled,
-            data: "{}".to_owned(),
+            data: Told::nothing(),
             state: None,
         });
         self.run.finish(transition).await;
@@ -609,11 +614,10 @@ impl Carrying<'_> {
                 .error(&step_id)
                 .unwrap_or_else(|| "the step failed".to_owned());
             transition.set.insert("code".to_owned(), code.clone());
-            transition.set.insert("error".to_owned(), message.clone());
             transition.letter = self.progress.dead_letter(&step_id);
             let data = self
                 .run
-                .told(&json!({ "code": code, "message": message, "step_id": step_id }));
+                .told_whole(&json!({ "code": code, "message": message, "step_id": step_id }));
             Next::End {
                 status: RunStatus::Failed,
                 data,

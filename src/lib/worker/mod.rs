@@ -108,7 +108,7 @@ impl Prepared<'_> {
     fn begin(&self, command: &Command, now_ms: u64) -> Begin {
         match self {
             Self::Plan(planning, prepared) => planning.begin(command, prepared),
-            Self::Execute(execution, prepared) => execution.begin(prepared, now_ms),
+            Self::Execute(_, prepared) => Execution::begin(prepared, now_ms),
         }
     }
 
@@ -291,7 +291,7 @@ impl Worker {
             self.context.settings.max_deliveries
         );
         let code = FailureClass::TooManyDeliveries.as_str();
-        let data = self.context.failure(code, &error);
+        let data = run.failure(code, &error);
         let mut transition = run.transition();
         transition.letter = run.dead_letter(&Ending {
             class: FailureClass::TooManyDeliveries,

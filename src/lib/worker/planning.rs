@@ -15,7 +15,7 @@ use super::owned::Owned;
 use super::spending::{Bounded, Cost};
 use crate::config::Settings;
 use crate::llm::{ChatAnswer, ChatRequest};
-use crate::messages::{Command, EventType, FailureClass, RunKind};
+use crate::messages::{Command, EventType, FailureClass, RunKind, Told};
 use crate::plan::{CheckedPlan, PlanLimits, PlanProblem, ToolRules};
 use crate::planner::repair::{self, AfterRefusal};
 use crate::planner::{plan_of, prompt};
@@ -70,7 +70,7 @@ impl Planning {
         }
         let event = NewEvent {
             event_type: EventType::PlanStarted,
-            data: data.to_string(),
+            data: Told::plain(&data),
             step: None,
             attempt: None,
             state: None,
@@ -289,7 +289,7 @@ pub(super) async fn stop(run: &Owned, unanswered: Unanswered<'_>, calls: u32) {
 pub(super) fn cancelled() -> Next {
     Next::End {
         status: RunStatus::Cancelled,
-        data: "{}".to_owned(),
+        data: Told::nothing(),
         state: None,
     }
 }
@@ -319,12 +319,8 @@ pub(super) async fn fail(
             breaker: None,
         })
     });
-    let data = run.context.failure(code, message);
+    let data = run.failure(code, message);
     transition.set.insert("code".to_owned(), code.to_owned());
-    transition.set.insert(
-        "error".to_owned(),
-        run.context.masker.text(message).to_string(),
-    );
     transition.next = Some(Next::End {
         status: RunStatus::Failed,
         data,

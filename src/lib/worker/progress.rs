@@ -130,7 +130,13 @@ impl<'a> Progress<'a> {
     }
 
     pub(super) fn error(&self, id: &str) -> Option<String> {
-        self.entries.get(id)?.error.clone()
+        self.opened(self.entries.get(id)?)
+    }
+
+    /// Why a step failed, for people; masked.
+    fn opened(&self, entry: &StepEntry) -> Option<String> {
+        let bytes = self.run.key.open(entry.error.as_ref()?).ok()?;
+        String::from_utf8(bytes).ok()
     }
 
     /// The dead letter of a run that failed by this step. A step whose outcome is unknown makes one
@@ -147,9 +153,10 @@ impl<'a> Progress<'a> {
             .step(step)
             .and_then(|step| self.resolve(step, most).ok());
         let tenant = &self.run.command.spec.tenant;
+        let error = self.opened(entry);
         self.run.dead_letter(&Ending {
             class: entry.letter.unwrap_or(FailureClass::OutcomeUnknown),
-            error: entry.error.as_deref().unwrap_or("the step failed"),
+            error: error.as_deref().unwrap_or("the step failed"),
             attempts: entry.attempts,
             code: entry.code.as_deref().unwrap_or_default(),
             tool: Some(&entry.tool),
@@ -447,10 +454,10 @@ impl<'a> Progress<'a> {
         error: &ToolError,
         decision: RetryDecision,
     ) -> After {
-        let message = self.run.context.masker.text(&error.message).to_string();
-        let mut data = json!({ "tool": entry.tool, "code": error.code, "message": message });
+        let message = self.run.context.masker.text(&error.message);
+        let mut data = json!({ "tool": entry.tool, "code": error.code, "message": &*message });
         entry.code = Some(error.code.to_owned());
-        entry.error = Some(message);
+        entry.error = Some(self.run.key.seal(message.as_bytes()));
         entry.letter = class_of(decision);
         let attempt = Some(entry.attempts);
         let (event_type, after) = match decision {
@@ -498,10 +505,10 @@ impl<'a> Progress<'a> {
         }
         transition.events.push(NewEvent {
             event_type,
-            data: data.to_string(),
+            data: self.run.told_whole(&data),
             step: Some(id.to_owned()),
             attempt,
-            state: None,
+            state: entry.error.clone(),
         });
         self.put(transition, id, entry);
         after

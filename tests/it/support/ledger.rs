@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agenthub::config::Rule;
 use agenthub::ids::{KeyId, RunId, SessionId, TenantId};
-use agenthub::messages::{CommandKind, KeyPolicy, KeyRecord, RunKind};
+use agenthub::messages::{CommandKind, KeyPolicy, KeyRecord, RunKind, Told};
 use agenthub::runs::{
     Acquire, Acquired, Admission, Admit, Admitting, Begin, Claim, Gate, Next, Recorded, RunStatus,
     Runs, SessionCreation, Transition,
@@ -115,7 +115,7 @@ impl Ledger {
             retry_of: None,
             traceparent: None,
             plan: None,
-            queued: "{}",
+            queued: Told::nothing(),
             queued_state: None,
             audit: "{}",
         };
@@ -268,7 +268,7 @@ impl Ledger {
 pub fn end(status: RunStatus) -> Option<Next> {
     Some(Next::End {
         status,
-        data: "{}".into(),
+        data: Told::nothing(),
         state: None,
     })
 }

@@ -18,17 +18,21 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::output::{duration, print as print_text};
-use crate::config::Source;
+use crate::config::{Settings, Source};
 use crate::kafka::{KafkaSettings, NotForwarded, Producer, Verified};
 use crate::messages::{Signer, Topic, header};
-use crate::replay::{Enqueue, Saved, Skipped, Summary};
+use crate::privacy::KeyRing;
+use crate::replay::{Enqueue, Keys, Saved, Skipped, Summary};
+use crate::runs::Runs;
 use crate::runtime::clock;
+use crate::store::Redis;
 use source::{Found, Records};
 
 pub use args::{Where, Which};
 
 /// How long a record may wait for its acknowledgement: nobody waits for an answer here.
 const PRODUCE_TIMEOUT: Duration = Duration::from_secs(30);
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the progress is shown at most.
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
@@ -67,6 +71,10 @@ pub struct Args {
     /// Re-enqueue or start at most so many a second.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
+    /// Open what is sealed in records that are printed; what an erased session left opens no more. Reads
+    /// REDIS_URL and AGENTHUB_MASTER_KEYS too.
+    #[arg(long, conflicts_with_all = ["out", "enqueue", "as_new"])]
+    open: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -162,10 +170,15 @@ fn sink(args: &Args, source: &Source, settings: &KafkaSettings) -> anyhow::Resul
     }
     if !args.action.enqueue {
         let masker = super::dlq::masker(source)?;
+        let keys = if args.open {
+            Some(opening_keys(source)?)
+        } else {
+            None
+        };
         return Ok(Sink::Print(print::Printer::new(
             args.json,
             Some(masker),
-            None,
+            keys,
         )));
     }
     let secrets: SecretString = source.setting("AGENTHUB_SIGNING_SECRETS")?;
@@ -176,6 +189,15 @@ fn sink(args: &Args, source: &Source, settings: &KafkaSettings) -> anyhow::Resul
     }
     let producer = Producer::new(settings, signer.clone(), "agenthub-replay")?;
     Ok(Sink::Enqueue(signer, Enqueue::new(producer, args.rate)))
+}
+
+/// What opens sealed payloads: the ring, and the ledger, which keeps the sessions' keys.
+pub(super) fn opening_keys(source: &Source) -> anyhow::Result<Keys> {
+    let settings = Settings::load(source)?;
+    let ring = KeyRing::parse(settings.master_keys.expose_secret())
+        .map_err(|error| anyhow!("AGENTHUB_MASTER_KEYS: {error}"))?;
+    let redis = Redis::connect(&settings, REDIS_TIMEOUT)?;
+    Ok(Keys::new(Runs::new(redis, &settings), ring))
 }
 
 /// A new file that its owner alone can read.

@@ -18,7 +18,7 @@ use std::ops::Deref;
 use regex_automata::Input;
 use regex_automata::meta::Regex;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::rules::{RULES, Verdict};
 
@@ -57,6 +57,26 @@ impl<T> Deref for Masked<T> {
 impl<T: fmt::Display> fmt::Display for Masked<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Masked<Value> {
+    /// Its JSON text.
+    pub fn to_text(&self) -> Masked<String> {
+        Masked(self.0.to_string())
+    }
+}
+
+impl Masked<String> {
+    /// JSON text of at most `most` bytes: what is longer becomes an object that says so, with its first
+    /// `preview` bytes.
+    pub fn json_within(self, most: usize, preview: usize) -> Self {
+        if self.0.len() <= most {
+            return self;
+        }
+        let beginning = &self.0[..self.0.floor_char_boundary(preview)];
+        let cut = json!({ "truncated": true, "bytes": self.0.len(), "preview": beginning });
+        Self(cut.to_string())
     }
 }
 

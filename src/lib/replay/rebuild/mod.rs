@@ -454,7 +454,7 @@ impl Rebuild {
                 None
             }
         };
-        for run in session.fold_events() {
+        for run in session.fold_events(key.as_ref()) {
             let plan = run.plan().filter(|_| run.lacks_a_tool());
             let plan: Option<Value> = plan.and_then(|plan| open(key.as_ref()?, plan));
             if let Some(plan) = plan {

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::money::day;
 use crate::ids::RunId;
 use crate::messages::{
-    AuditRecord, CommandKind, Event, EventType, OnConflict, ResolvedStep, RunKind, RunSpec,
+    AuditRecord, CommandKind, Data, Event, EventType, OnConflict, ResolvedStep, RunKind, RunSpec,
 };
-use crate::privacy::Sealed;
+use crate::privacy::{DataKey, Sealed};
 use crate::runs::{RESOLVED_FAILED, RestoredRun, RunStatus, StepEntry, StepStatus};
 
 /// What was spent.
@@ -48,6 +48,9 @@ impl Usage {
 struct End {
     status: RunStatus,
     ms: u64,
+    /// Why it failed; a stable name.
+    code: Option<String>,
+    /// What its last event tells, as it is kept.
     data: String,
 }
 
@@ -111,8 +114,9 @@ impl RunFold {
     }
 
     /// Takes the next event. They come in the order of their ids, each once.
-    pub(super) fn event(&mut self, event: &Event) {
-        let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    /// `key` opens what they tell; without it, what only they tell is missing.
+    pub(super) fn event(&mut self, event: &Event, key: Option<&DataKey>) {
+        let data = Data::of(&event.data).value(key);
         match event.event_type {
             EventType::RunQueued => self.queued_ms = Some(event.ts),
             EventType::PlanStarted => {
@@ -130,10 +134,10 @@ impl RunFold {
                 self.executing_ms.get_or_insert(event.ts);
                 self.handed_over = true;
             }
-            EventType::RunSucceeded => self.end(RunStatus::Succeeded, event),
-            EventType::RunFailed => self.end(RunStatus::Failed, event),
-            EventType::RunCancelled => self.end(RunStatus::Cancelled, event),
-            EventType::RunTimedOut => self.end(RunStatus::TimedOut, event),
+            EventType::RunSucceeded => self.end(RunStatus::Succeeded, event, &data),
+            EventType::RunFailed => self.end(RunStatus::Failed, event, &data),
+            EventType::RunCancelled => self.end(RunStatus::Cancelled, event, &data),
+            EventType::RunTimedOut => self.end(RunStatus::TimedOut, event, &data),
             EventType::StepStarted
             | EventType::StepRetrying
             | EventType::StepCompleted
@@ -156,10 +160,11 @@ impl RunFold {
         self.answers.insert(call, entry);
     }
 
-    fn end(&mut self, status: RunStatus, event: &Event) {
+    fn end(&mut self, status: RunStatus, event: &Event, data: &Value) {
         self.end.get_or_insert_with(|| End {
             status,
             ms: event.ts,
+            code: data["code"].as_str().map(str::to_owned),
             data: event.data.get().to_owned(),
         });
     }
@@ -187,7 +192,7 @@ impl RunFold {
             EventType::StepStarted => entry.status = StepStatus::Running,
             EventType::StepRetrying => {
                 entry.status = StepStatus::Retrying;
-                (entry.code, entry.error) = (text("code"), text("message"));
+                (entry.code, entry.error) = (text("code"), event.state.clone());
             }
             EventType::StepCompleted => {
                 entry.status = StepStatus::Succeeded;
@@ -196,7 +201,7 @@ impl RunFold {
                 (entry.code, entry.error) = (None, None);
             }
             _ => {
-                (entry.code, entry.error) = (text("code"), text("message"));
+                (entry.code, entry.error) = (text("code"), event.state.clone());
                 let unknown = entry.code.as_deref() == Some("outcome_unknown");
                 entry.status = if unknown {
                     StepStatus::OutcomeUnknown
@@ -399,14 +404,8 @@ impl RunFold {
             set("status", end.status.as_str().to_owned());
             set("ended", end.ms.to_string());
             set("end", end.data.clone());
-            if end.status == RunStatus::Failed {
-                let told: Value = serde_json::from_str(&end.data).unwrap_or_default();
-                let text = |name: &str| told.get(name).and_then(Value::as_str);
-                for (field, name) in [("code", "code"), ("error", "message")] {
-                    if let Some(text) = text(name) {
-                        set(field, text.to_owned());
-                    }
-                }
+            if let (RunStatus::Failed, Some(code)) = (end.status, &end.code) {
+                set("code", code.clone());
             }
         } else {
             let begun = match (self.planning_ms, self.executing_ms) {

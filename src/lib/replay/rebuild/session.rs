@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::run::{RunFold, Usage};
 use crate::ids::RunId;
 use crate::messages::{AuditRecord, Event, EventId, EventType, SessionRecord};
-use crate::privacy::Sealed;
+use crate::privacy::{DataKey, Sealed};
 use crate::runs::{RestoredRun, RestoredSession};
 
 /// What the topics say of a session.
@@ -116,11 +116,14 @@ impl SessionFold {
     }
 
     /// Puts the events into their runs, and gives the runs, so that what their events lack can be
-    /// looked up.
-    pub(super) fn fold_events(&mut self) -> impl Iterator<Item = &mut RunFold> {
+    /// looked up. `key` opens what they tell.
+    pub(super) fn fold_events(
+        &mut self,
+        key: Option<&DataKey>,
+    ) -> impl Iterator<Item = &mut RunFold> {
         for event in self.events.values() {
             let run = self.runs.entry(event.run_id.clone()).or_default();
-            run.event(event);
+            run.event(event, key);
         }
         self.runs.values_mut().for_each(RunFold::resolve);
         // Ids sort by the time of creation: what a run takes over is there before it is asked for.

@@ -61,7 +61,7 @@ fn folded(
         fold.command(*kind_of, *wake, 0, (spec, "{}"), plan);
     }
     for (seq, (event_type, data)) in (1..).zip(events) {
-        fold.event(&event(&run, seq, *event_type, data));
+        fold.event(&event(&run, seq, *event_type, data), None);
     }
     fold.restore(&run, 9).unwrap().fields
 }
@@ -204,7 +204,7 @@ fn steps_are_as_their_events_tell_and_nothing_follows_an_end() {
         step(
             E::StepRetrying,
             "b",
-            json!({ "code": "http_503", "message": "busy" }),
+            json!({ "code": "http_503", "message": "busy", "state": "why" }),
         ),
         step(E::StepStarted, "c", json!({})),
         step(
@@ -224,8 +224,12 @@ fn steps_are_as_their_events_tell_and_nothing_follows_an_end() {
             "ended_ms": NOW - 3_998, "output": "output" })
     );
     assert_eq!(
-        (&entry("b")["status"], &entry("b")["code"]),
-        (&json!("retrying"), &json!("http_503"))
+        [
+            &entry("b")["status"],
+            &entry("b")["code"],
+            &entry("b")["error"]
+        ],
+        ["retrying", "http_503", "why"]
     );
     assert_eq!(entry("c")["status"], "outcome_unknown");
     assert_eq!(entry("d")["status"], "running");
@@ -233,7 +237,7 @@ fn steps_are_as_their_events_tell_and_nothing_follows_an_end() {
         (fields["status"].as_str(), fields["code"].as_str()),
         ("failed", "c")
     );
-    assert_eq!(fields["error"], "m");
+    assert_eq!(fields["end"], r#"{"code":"c","message":"m"}"#);
 }
 
 #[test]
@@ -247,7 +251,7 @@ fn a_step_whose_event_was_too_long_gets_its_tool_from_the_plan() {
         &json!({ "truncated": true, "step": "a" }),
     );
     long.step_id = Some("a".to_owned());
-    fold.event(&long);
+    fold.event(&long, None);
     assert!(fold.lacks_a_tool());
     fold.name_tools(&json!({ "steps": [{ "id": "a", "tool": "retrieval" }, { "id": "b" }] }));
     assert!(!fold.lacks_a_tool());
@@ -275,7 +279,7 @@ fn what_was_spent_counts_once_and_where_it_was_reserved() {
         session.audit(record);
         money.take(record);
     }
-    drop(session.fold_events());
+    drop(session.fold_events(None));
     let restored = session.restore(TERMS).unwrap().session;
     assert_eq!(restored.fields["cost_micro_usd"], "37");
     let fields = &restored.runs[0].fields;
@@ -337,7 +341,7 @@ fn a_retry_takes_over_what_was_done_and_repeats_nothing_unsure() {
         session.event(step(&first, 2, E::StepFailed, "b", code));
         session.event(event(&first, 3, E::RunFailed, &json!({ "code": code })));
         session.event(event(&second, 4, E::RunQueued, &json!({})));
-        drop(session.fold_events());
+        drop(session.fold_events(None));
         let restored = session.restore(TERMS).unwrap().session;
         let fields = &restored.runs[0].fields;
         assert!(
@@ -373,7 +377,7 @@ fn order_repeats_and_expiry() {
         session.event(event.clone());
     }
     assert!(session.may_live(u64::MAX), "two runs are open");
-    drop(session.fold_events());
+    drop(session.fold_events(None));
     let restored = session.restore(TERMS).unwrap();
     let live: Vec<&RunId> = restored.session.runs.iter().map(|run| &run.id).collect();
     assert_eq!(live, [&runs[1], &runs[2]]);
@@ -392,7 +396,7 @@ fn order_repeats_and_expiry() {
 
     let mut silent = session_of(&ids, NOW - 10_000, 9_999);
     assert!(!silent.may_live(NOW));
-    drop(silent.fold_events());
+    drop(silent.fold_events(None));
     assert!(silent.restore(TERMS).is_none());
 }
 
@@ -403,7 +407,7 @@ fn a_generation_is_above_every_one_before() {
     let mut late = event(&run, 1, EventType::RunQueued, &json!({}));
     late.id.generation = 80;
     session.event(late);
-    drop(session.fold_events());
+    drop(session.fold_events(None));
     let restored = session.restore(TERMS).unwrap();
     assert_eq!(restored.session.fields["gen"], "81");
     assert_eq!(
@@ -483,7 +487,7 @@ fn what_was_said_of_a_step_is_taken_over() {
         });
         session.audit(&serde_json::from_value(record).unwrap());
     }
-    drop(session.fold_events());
+    drop(session.fold_events(None));
     let restored = session.restore(TERMS).unwrap();
     let old = &restored.ended[0].0.fields;
     let new = &restored.session.runs[0].fields;
@@ -517,7 +521,7 @@ fn an_agent_goes_on_from_its_answers() {
         ];
         events.extend(ended.then(|| (E::RunCancelled, json!({}))));
         for (seq, (kind, data)) in (1..).zip(&events) {
-            fold.event(&event(&run, seq, *kind, data));
+            fold.event(&event(&run, seq, *kind, data), None);
         }
         fold.restore(&run, 9).unwrap().fields
     };
