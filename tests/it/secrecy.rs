@@ -189,7 +189,7 @@ async fn canaries_are_nowhere_at_rest_and_an_erased_subject_opens_no_more() {
     }
     let audited = eventually("the roll-up has every run", async || {
         let query = [
-            "audit", "query", "--tenant", "acme", "--from", "1h", "--json",
+            "audit", "query", "--tenant", "acme", "--from", "1h", "--limit", "100000", "--json",
         ];
         let records = stack.command(&query).await;
         runs.iter()
