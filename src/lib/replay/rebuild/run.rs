@@ -70,7 +70,7 @@ pub(super) struct RunFold {
     wakes: BTreeMap<&'static str, u32>,
     end: Option<End>,
     steps: BTreeMap<String, StepEntry>,
-    /// The journal's entries of model calls, by number; without the answers, which are on no topic.
+    /// The journal's entries of model calls, by number, without the answers: only an agent's are on a topic.
     model_calls: BTreeMap<u32, Value>,
     /// How calls were settled, by name, as the ledger keeps it.
     settled: BTreeMap<String, String>,
