@@ -4,14 +4,18 @@
 -- A: run, session, owner, lease_ms, stage, max_deliveries, not_after, spec (JSON text), plan?,
 --    kind, turn, created, deadline, parallel, traceparent?, key_id, budget?, retry_of?,
 --    begin = { set, events, reserve = { { call, bound, model }, … } }
--- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …
+-- Returns { outcome, fields, wrapped key, outbox } with fields as name, value, name, value, …: the
+-- journal, and what counts
 -- outcomes: acquired, resumed, poisoned | waiting, busy, parked, stale, ended, expired
+
+local COUNTS = { deliveries = true, retries = true, open = true }
+local JOURNAL = { ['s:'] = true, ['m:'] = true, ['b:'] = true }
 
 local function reply(outcome, R)
   local fields = {}
   if R then
     for name, value in pairs(R.f) do
-      if string.sub(name, 1, 2) ~= 'o:' then
+      if COUNTS[name] or JOURNAL[string.sub(name, 1, 2)] then
         fields[#fields + 1] = name
         fields[#fields + 1] = value
       end
@@ -31,7 +35,10 @@ local function left_in_outbox(R)
   table.sort(pending, function(a, b) return tonumber(a[2]) < tonumber(b[2]) end)
 end
 
-local R = load_whole_run(A.run)
+local R = load_run(A.run, { 'begun', 'begun_by' })
+if R and (R.f.begun == A.stage or A.kind == 'agent' or A.retry_of) then
+  R = load_whole_run(A.run) -- there may be a journal to go on with
+end
 if not R then
   -- Redis has lost the run, or never had it: the command is all there is.
   if now > A.not_after or not session_of(A.session).f.gen then
@@ -136,6 +143,7 @@ else
     events[#events + 1] = event
   end
 end
-emit(R, events)
+-- No step is begun here that must be on Kafka before it is called.
+emit(R, events, true)
 save(R)
 return reply(outcome, R)

@@ -41,7 +41,7 @@ local CONTROL = {
   'status', 'owner', 'lease', 'deadline', 'session', 'stage', 'outbox_next', 'outbox_len', 'outbox_due',
   'outbox_since', 'wake', 'wake_at', 'turn', 'cancel', 'deliveries', 'parallel', 'created', 'started', 'parked',
   'traceparent', 'open', 'key_slot', 'key_id', 'budget', 'cost_micro_usd', 'reserved_micro_usd', 'warned',
-  'input_tokens', 'output_tokens',
+  'input_tokens', 'output_tokens', 'told',
 }
 
 -- Settles the calls that are open at their bounds; `budget.lua` has it.
@@ -188,9 +188,12 @@ end
 
 -- Numbers the events, appends them to the session's history, publishes them, and puts them into the
 -- outbox as one record. Each is { type, data, step, attempt, state }; `data` is JSON text.
-local function emit(R, events)
-  local count = #events
-  if count == 0 then
+--
+-- With `later` the record waits for the run's next transition, and is one with that of its events: a record
+-- less for Kafka where nothing depends on its being there.
+local function emit(R, events, later)
+  local waits = R.f.told
+  if #events == 0 and (later or not waits) then
     return
   end
   local session = R.f.session
@@ -200,9 +203,10 @@ local function emit(R, events)
     return -- the session was erased, and its history with it
   end
   local seq = tonumber(S.f.seq)
-  put_shared(S, 'seq', seq + count)
-  local first = generation .. '-' .. int(seq + 1)
-  local told, kept = {}, {}
+  local first, told, kept = generation .. '-' .. int(seq + 1), {}, {}
+  if waits then
+    first, kept[1] = string.match(waits, '^(%S+) (.*)$')
+  end
   for i, event in ipairs(events) do
     local id = generation .. '-' .. int(seq + i)
     local text = '{"id":"' .. id .. '"'
@@ -217,13 +221,22 @@ local function emit(R, events)
       text = text .. ',"attempt":' .. int(event.attempt)
     end
     text = text .. ',"ts":' .. int(now) .. ',"data":' .. event.data
-    redis.call('XADD', key('ev', session), 'MAXLEN', '~', C.history, id, 'e', text .. '}')
     told[i] = text .. '}'
-    kept[i] = text .. (event.state and (',"state":"' .. event.state .. '"}') or '}')
+    redis.call('XADD', key('ev', session), 'MAXLEN', '~', C.history, id, 'e', told[i])
+    kept[#kept + 1] = event.state and (text .. ',"state":"' .. event.state .. '"}') or told[i]
   end
-  redis.call('SPUBLISH', key('ch', session), '[' .. table.concat(told, ',') .. ']')
+  if #told > 0 then
+    put_shared(S, 'seq', seq + #told)
+    redis.call('SPUBLISH', key('ch', session), '[' .. table.concat(told, ',') .. ']')
+  end
+  local texts = table.concat(kept, ',')
+  if later then
+    set(R, 'told', first .. ' ' .. texts)
+    return
+  end
+  unset(R, 'told')
   put(R, 'agent.events', session, R.id .. '/events/' .. first, 'agenthub.events', nil,
-    '{"v":1,"events":[' .. table.concat(kept, ',') .. ']}')
+    '{"v":1,"events":[' .. texts .. ']}')
 end
 
 -- A session does not expire while a run of it is live; afterwards its time begins anew.
